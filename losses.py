@@ -1,0 +1,50 @@
+"""The terms of the distillation loss, as sums over rows: the caller divides by how many rows there are in the whole
+accumulation window, so that batches of unequal size weigh by their tokens.
+
+Pure functions of tensors, in float32 whatever comes in.
+Dimensions: n rows (tokens), voc_size, dim.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def distillation(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Sum over rows of T^2 KL(softmax(t / T) || softmax(s / T)) (Hinton et al., 2015; T^2 keeps the gradient's size).
+
+    Args:
+        s_logits, t_logits: (n, voc_size) of student and teacher.
+
+    Returns: scalar, float32.
+    """
+    s_log_probs = F.log_softmax(s_logits.float() / temperature, dim=-1)  # (n, voc_size)
+    t_log_probs = F.log_softmax(t_logits.float() / temperature, dim=-1)  # (n, voc_size)
+    return F.kl_div(s_log_probs, t_log_probs, reduction="sum", log_target=True) * temperature**2
+
+
+def hard_labels(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum over rows of the cross-entropy with the true token: the MLM loss at masked positions, the CLM loss at all.
+
+    Args:
+        s_logits: (n, voc_size).
+        labels: (n,) int64.
+
+    Returns: scalar, float32.
+    """
+    return F.cross_entropy(s_logits.float(), labels, reduction="sum")
+
+
+def squared_error(s_logits: torch.Tensor, t_logits: torch.Tensor) -> torch.Tensor:
+    """Sum over rows and vocabulary of (s - t)^2. Args and return as `distillation`."""
+    return F.mse_loss(s_logits.float(), t_logits.float(), reduction="sum")
+
+
+def cosine(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
+    """Sum over rows of 1 - cos(student's, teacher's last hidden state).
+
+    Args:
+        s_hidden, t_hidden: (n, dim).
+
+    Returns: scalar, float32.
+    """
+    return (1 - F.cosine_similarity(s_hidden.float(), t_hidden.float(), dim=-1)).sum()

@@ -1,0 +1,220 @@
+"""What a run leaves in `dump_path`: the model, its card, the metrics, and the state to go on from.
+
+    config.json model.safetensors + the tokenizer's files     what `from_pretrained` reads
+    checkpoint.pth, model_epoch_N.pth                          the student's state dict: newest, and after each epoch
+    training_state.pth                                         all that `train.py --resume` goes on from
+    metrics.jsonl, log/train                                   one JSON object a row; the same for TensorBoard
+    parameters.json, git_log.json                              flags and code of the run
+    README.md                                                  the model card
+
+Every file appears whole or not at all.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from utils import InputError, atomic_write, git_log, new_file_mode, write_json
+
+STATE = "training_state.pth"
+METRICS = "metrics.jsonl"
+MARK = "parameters.json"  # a folder that holds it is a run's output
+WRITTEN = (
+    MARK, METRICS, STATE, "git_log.json", "checkpoint.pth", "model_epoch_*.pth", "log/train/events.out.*", "README.md",
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer*.json", "special_tokens_map.json",
+    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", ".*.tmp",
+)  # fmt: skip
+
+
+class RunFolder:
+    """Writes the files of one run; made by the master process only.
+
+    Args:
+        path: `--dump_path`.
+        parameters: every flag's value, for parameters.json and the card.
+    """
+
+    def __init__(self, path: str | Path, parameters: dict, tokenizer) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.path, self.parameters = Path(path), parameters
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / MARK, parameters)
+        write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
+        tokenizer.save_pretrained(self.path)
+        self.tensorboard = SummaryWriter(str(self.path / "log" / "train"))
+        self.metrics = open(self.path / METRICS, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
+
+    def log_metrics(self, kind: str, update: int, tokens: int, metrics: dict[str, float]) -> None:
+        """One row of metrics.jsonl and one point in each TensorBoard plot. `kind`: train or valid."""
+        row = {"kind": kind, "update": update, "tokens": tokens, **metrics}
+        self.metrics.write(json.dumps(row) + "\n")
+        for name, value in metrics.items():
+            self.tensorboard.add_scalar(f"{kind}/{name}", value, update)
+
+    def save(self, model: PreTrainedModel, state: dict, epoch: int | None) -> None:
+        """The model in every form, then the state: a state never stands beside an older model."""
+        names = ["checkpoint.pth"] + ([] if epoch is None else [f"model_epoch_{epoch}.pth"])
+        for name in names:
+            self._save_tensors(name, state["student"])
+        self._save_pretrained(model)
+        self.write_card(model)
+        self.tensorboard.flush()
+        self._save_tensors(STATE, state)
+
+    def _save_tensors(self, name: str, value: dict) -> None:
+        with atomic_write(self.path / name) as file:
+            torch.save(value, file)
+
+    def _save_pretrained(self, model: PreTrainedModel) -> None:
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=self.path) as temporary:
+            model.save_pretrained(temporary)
+            for name in os.listdir(temporary):
+                os.chmod(Path(temporary) / name, new_file_mode())  # safetensors makes it private
+                os.replace(Path(temporary) / name, self.path / name)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.tensorboard.close()
+
+    # ------------------------------------------------------------------------------------------------------- model card
+
+    def write_card(self, model: PreTrainedModel) -> None:
+        rows = read_metrics(self.path / METRICS)
+        valid = [row for row in rows if row["kind"] == "valid"]
+        train = [row for row in rows if row["kind"] == "train"]
+        parameters = self.parameters
+        teacher = parameters.get("teacher_name")
+        n_parameters = sum(p.numel() for p in model.parameters())
+        causal = "clm_loss" in (valid[-1] if valid else {})
+        lines = [
+            "---",
+            "library_name: transformers",
+            f"pipeline_tag: {'text-generation' if causal else 'fill-mask'}",
+            *([f"base_model: {teacher}"] if teacher else []),
+            "tags: [distillation]" if teacher else "tags: []",
+            "---",
+            "",
+            f"# {self.path.name}",
+            "",
+            f"A {model.config.model_type} of {model.config.num_hidden_layers} layers and {n_parameters / 1e6:.1f} M "
+            + (f"parameters, distilled from `{teacher}`" if teacher else "parameters, trained by language modelling")
+            + f" on `{Path(parameters['data_file']).name}`.",
+            "",
+            "## Results",
+            "",
+        ]
+        if train:
+            seen = f"{train[-1]['tokens'] / 1e6:,.1f} M tokens in {train[-1]['update']:,} updates"
+            speed = sorted(row["tokens_per_second"] for row in train)[len(train) // 2]
+            lines += [f"Trained on {seen}, at {speed:,.0f} tokens/s (median)."]
+        if valid:
+            first, last = valid[0], valid[-1]
+            lines += ["", f"Held-out text, fixed masks, at updates {first['update']} and {last['update']}:", ""]
+            lines += ["| | before | now |", "|---|---|---|"]
+            names = [name for name in last if name not in ("kind", "update", "tokens")]
+            lines += [f"| {name.replace('_', ' ')} | {first[name]:.4g} | {last[name]:.4g} |" for name in names]
+        lines += [
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from transformers import pipeline",
+            f'pipeline("{"text-generation" if causal else "fill-mask"}", "{self.path.name}")',
+            "```",
+            "",
+            "## How it was made",
+            "",
+            "```",
+            parameters["command"],
+            "```",
+            "",
+            "Every flag stands in `parameters.json`, the state of the code in `git_log.json`, all losses in "
+            "`metrics.jsonl`.",
+            "",
+        ]
+        with atomic_write(self.path / "README.md", "w") as file:
+            file.write("\n".join(lines))
+
+
+def command_line() -> str:
+    """The command as the user typed it, for the card."""
+    return shlex.join(["python", *sys.argv])
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The rows of a metrics.jsonl. Raises: InputError if it is missing or no such file."""
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; is it the dump_path of a run?") from None
+    except ValueError:
+        raise InputError(f"{path} is not the metrics.jsonl of a run, or it is damaged.") from None
+
+
+# ------------------------------------------------------------------------------------------- before a run: what is there
+
+
+def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[str]) -> None:
+    """Raises InputError unless the run may write here. Removes nothing.
+
+    Args:
+        inputs: files and folders that this run reads; none may lie in a folder that is to be overwritten.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--dump_path {path} is a file; give a folder.")
+    if resume or not path.exists() or not any(path.iterdir()):
+        return
+    if not force:
+        raise InputError(
+            f"--dump_path {path} already exists: add --force to overwrite the run in it, --resume to go on with it, "
+            f"or give another folder."
+        )
+    if not (path / MARK).is_file():
+        raise InputError(f"--dump_path {path} is not the output of a run (no {MARK}), so --force does not touch it.")
+    for given in inputs:
+        if Path(given).exists() and Path(given).resolve().is_relative_to(path.resolve()):
+            raise InputError(f"--force would remove {given}, which this run reads; give another --dump_path.")
+
+
+def clear(path: str | Path) -> None:
+    """Removes an earlier run's files, and only files that runs write."""
+    for pattern in WRITTEN:
+        for file in Path(path).glob(pattern):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def load_parameters(path: str | Path) -> dict:
+    """The flags of the run in this folder."""
+    try:
+        return json.loads((Path(path) / MARK).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{Path(path) / MARK} can't be read ({error}), so the run can't go on.") from None
+
+
+def load_state(path: str | Path) -> dict | None:
+    """The state to go on from, or None if the run has saved none yet."""
+    file = Path(path) / STATE
+    if not file.exists():
+        return None
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling garbage can raise nearly anything
+        raise InputError(f"{file} is damaged ({type(error).__name__}); start again with --force.") from None
+
+
+def rewind_metrics(path: str | Path, update: int) -> None:
+    """Drops the rows after `update`, which a resumed run writes again, and a last line that a kill cut short."""
+    file = Path(path) / METRICS
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    with atomic_write(file, "w") as out:
+        out.writelines(line for line in whole if json.loads(line)["update"] <= update)
