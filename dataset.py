@@ -18,7 +18,6 @@ containers and nothing else.
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 import shutil
 import struct
@@ -38,7 +37,7 @@ CHUNK = 1 << 24  # bytes
 SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask", "bos", "eos")
 
 
-# ------------------------------------------------------------------------------------------------- what the tokenizer is
+# ------------------------------------------------------------------------------------------------ what the tokenizer is
 
 
 def describe_tokenizer(tokenizer) -> dict:
@@ -133,7 +132,7 @@ class TokenFileWriter(contextlib.AbstractContextManager):
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Adds `len(lengths)` sequences whose ids stand one after the other in `ids`, (sum(lengths),) integers."""
         assert ids.size == lengths.sum()
-        if ids.size and not (0 <= ids.min() and ids.max() < self.tokenizer["vocab_size"]):
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.tokenizer["vocab_size"]):
             raise InputError(
                 f"{self.path}: token ids run from {ids.min()} to {ids.max()}, "
                 f"but the vocabulary has {self.tokenizer['vocab_size']} entries."
@@ -238,7 +237,7 @@ def open_token_file(path: str | Path) -> TokenFile:
         start = file.read(len(_head(0)))
         file.seek(max(0, size - TRAILER.size))
         end = file.read()
-    ours = start[:-8] == _head(0)[:-8]  # all but the number of token bytes
+    ours = start.startswith(_head(0)[:-8])  # all but the number of token bytes
     if end.endswith(MAGIC):
         return _open_mapped(path, size)
     if ours:
@@ -329,7 +328,7 @@ def _load_list_pickle(path: Path) -> TokenFile:
         arrays = [np.asarray(sequence) for sequence in sequences]
     except ValueError:  # ragged
         arrays = [np.asarray("ragged")]
-    if any(array.ndim != 1 or array.size and array.dtype.kind not in "iu" for array in arrays):
+    if any(array.ndim != 1 or (array.size and array.dtype.kind not in "iu") for array in arrays):
         raise InputError(f"{path} holds a list, but not of 1-D sequences of token ids.")
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([array.size for array in arrays], out=offsets[1:])
@@ -360,12 +359,12 @@ def count_tokens(file: TokenFile, vocab_size: int) -> np.ndarray:
 
 
 def load_token_counts(path: str | Path, vocab_size: int) -> np.ndarray:
-    """(vocab_size,) int64 occurrences of each token. Raises: InputError if they are of another vocabulary or foreign."""
+    """(vocab_size,) int64 occurrences of each token. Raises: InputError if they are another vocabulary's, or foreign."""
     counts = load_plain_pickle(path)
     if not isinstance(counts, (list, np.ndarray)) or np.asarray(counts).ndim != 1:
         raise InputError(f"{path} holds no list of counts, one per token; scripts/token_counts.py makes one.")
     counts = np.asarray(counts)
-    if counts.dtype.kind not in "iu" or counts.size and counts.min() < 0:
+    if counts.dtype.kind not in "iu" or (counts.size and counts.min() < 0):
         raise InputError(f"{path} holds something other than counts; scripts/token_counts.py makes them.")
     if len(counts) != vocab_size:
         raise InputError(

@@ -1,7 +1,7 @@
 """The training loop: micro-batches in, a trained student out.
 
-An update (optimizer step) takes one *window*: `gradient_accumulation_steps` micro-batches on each process. The loss is a
-mean over the tokens of the whole window on all processes, whatever the sizes of its micro-batches. At the end of an
+An update (optimizer step) takes one *window*: `gradient_accumulation_steps` micro-batches on each process. The loss is
+a mean over the tokens of the whole window on all processes, whatever the sizes of its micro-batches. At the end of an
 epoch the window is shorter, and still an update of its own.
 
 Everything random in an update follows from (seed, epoch, number of the update, rank), so a run that is stopped and
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
+import evaluation
 import losses
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
@@ -30,7 +31,6 @@ from run_folder import RunFolder
 from utils import RunError, StopSignal, World, logger, set_seed
 
 CHECKPOINT_SECONDS = 15 * 60  # between checkpoints, where no interval is given
-HELD_OUT_SEED = (0, 1 << 31)  # of masks that are the same in all runs; no epoch has this number
 N_EVALUATIONS = 20  # over a run, where no interval is given
 
 
@@ -70,15 +70,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The text of a run: what to train on, what to evaluate on, how each is masked (None: a causal model)."""
+    """The text of a run: what to train on, how it is masked (None: a causal model), what to evaluate on."""
 
     train_set: LmSeqsDataset
     train_sampler: GroupedBatchSampler
     masking: Masking | None
-    valid_set: LmSeqsDataset | None
-    valid_sampler: GroupedBatchSampler | None
-    valid_masking: Masking | None
     pad_id: int
+    held_out: MicroBatches | None
 
 
 class Distiller:
@@ -239,7 +237,7 @@ class Distiller:
             initial=done // self.world.size,
             unit="batch",
             dynamic_ncols=True,
-            disable=not self.world.is_master,
+            disable=None if self.world.is_master else True,  # None: only on a terminal
         )
         last_save = time.monotonic()
         with StopSignal() as stop, self.progress:
@@ -251,7 +249,7 @@ class Distiller:
                     self.optimize(window)
                     if self.update % self.log_interval == 0 or self.update == self.n_updates:
                         self._log_interval()
-                    if self.update % self.eval_interval == 0 and self.update < self.n_updates:
+                    if self.update % self.eval_interval == 0 and self.update + self.eval_interval <= self.n_updates:
                         self._evaluate_and_log()
                     if stop.name and self.update < self.n_updates:
                         self.save()
@@ -280,66 +278,28 @@ class Distiller:
             corpus.pad_id,
             recipe.head_on_all_tokens,
         )
-        batches = iter(self._loader(micro_batches, mine, recipe.num_workers))
+        workers = recipe.num_workers
+        loader = DataLoader(
+            micro_batches,
+            batch_size=None,
+            sampler=mine,
+            num_workers=workers,
+            pin_memory=world.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the one that dropout uses
+            prefetch_factor=max(2, recipe.gradient_accumulation_steps // workers) if workers else None,
+        )
+        batches = iter(loader)
         for _ in range(self.updates_per_epoch - self.updates_of_epoch):
             yield list(itertools.islice(batches, self.recipe.gradient_accumulation_steps))
 
-    def _loader(self, batches: MicroBatches, share: range, num_workers: int) -> DataLoader:
-        return DataLoader(
-            batches,
-            batch_size=None,
-            sampler=share,
-            num_workers=num_workers,
-            pin_memory=self.world.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from the one that dropout uses
-            prefetch_factor=max(2, self.recipe.gradient_accumulation_steps // num_workers) if num_workers else None,
-        )
-
     # ---------------------------------------------------------------------------------------------------------- measuring
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Held-out losses of the student on masks that never change, and how near it is to the teacher.
-
-        Returns: means over labelled positions: `mlm_loss` or `clm_loss` (nats), its `perplexity`, `accuracy`; with a
-            teacher also `kl` (nats, at temperature 1, teacher to student), `agreement` (share of equal top-1
-            predictions), and the teacher's own `teacher_loss` and `teacher_accuracy`.
-        """
-        corpus = self.corpus
-        self.student.eval()
-        names = ["rows", "loss", "accuracy"]
-        names += ["kl", "agreement", "teacher_loss", "teacher_accuracy"] if self.teacher else []
-        sums = torch.zeros(len(names), dtype=torch.float64, device=self.world.device)
-        share = corpus.valid_sampler.share_of_rank(self.world.rank, self.world.size)
-        micro_batches = MicroBatches(
-            corpus.valid_set, corpus.valid_sampler, HELD_OUT_SEED, corpus.valid_masking, corpus.pad_id
-        )
-        for batch in self._loader(micro_batches, share, num_workers=0):
-            sums += self._evaluate_batch(batch.to(self.world.device))
-        self.world.all_reduce(sums)
-        rows, *values = sums.tolist()
-        means = {name: value / max(rows, 1) for name, value in zip(names[1:], values, strict=True)}
-        loss = means.pop("loss")
-        perplexity = math.exp(min(loss, 100))
-        return {"mlm_loss" if corpus.masking else "clm_loss": loss, "perplexity": perplexity, **means}
-
-    def _evaluate_batch(self, batch: MicroBatch) -> torch.Tensor:
-        rows = batch.head_rows[batch.labelled]  # (n_labels,)
-        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            student = self.student.logits(self.student.hidden(batch.input_ids, batch.attention_mask)[rows])
-            if self.teacher:
-                teacher = self.teacher.logits(self.teacher.hidden(batch.input_ids, batch.attention_mask)[rows])
-        guess = student.argmax(-1)
-        n_labels = torch.tensor(len(rows), device=student.device)
-        sums = [n_labels, losses.hard_labels(student, batch.labels), (guess == batch.labels).sum()]
-        if self.teacher:
-            t_guess = teacher.argmax(-1)
-            sums += [losses.distillation(student, teacher, 1.0), (guess == t_guess).sum()]
-            sums += [losses.hard_labels(teacher, batch.labels), (t_guess == batch.labels).sum()]
-        return torch.stack([value.double() for value in sums])
+        """Held-out losses of the student and its agreement with the teacher (see `evaluation.evaluate`)."""
+        return evaluation.evaluate(self.student, self.teacher, self.corpus.held_out, self.world, self.dtype)
 
     def _evaluate_and_log(self) -> None:
-        if self.corpus.valid_set is None:
+        if self.corpus.held_out is None:
             return
         with self._clock_stopped():
             metrics = self.evaluate()
@@ -417,7 +377,10 @@ class Distiller:
             "updates_of_epoch": self.updates_of_epoch,
             "update": self.update,
             "tokens": self.tokens,
-            "interval": {**self.interval, "seconds": self.interval["seconds"] + time.monotonic() - self._interval_start},
+            "interval": {
+                **self.interval,
+                "seconds": self.interval["seconds"] + time.monotonic() - self._interval_start,
+            },
         }
 
     def load_state_dict(self, state: dict) -> None:

@@ -23,7 +23,7 @@ class GroupedBatchSampler:
 
     Args:
         lengths: (n,) tokens of each sequence.
-        batch_size: sequences a micro-batch; ignored with `tokens_per_batch`.
+        batch_size: sequences a micro-batch; either it or `tokens_per_batch`.
         tokens_per_batch: as many sequences a micro-batch as fit into this number of tokens, padding included.
         group_by_size: put sequences of similar length together.
         shuffle: draw a new order each epoch.
@@ -33,12 +33,13 @@ class GroupedBatchSampler:
     def __init__(
         self,
         lengths: np.ndarray,
-        batch_size: int,
+        batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         group_by_size: bool = True,
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
+        assert (batch_size is None) != (tokens_per_batch is None)
         n = len(lengths)
         self.shuffle, self.seed = shuffle, seed
         if group_by_size:

@@ -12,7 +12,6 @@ from utils import InputError, logger
 
 MIN_LENGTH = 12  # shorter sequences teach nothing; tokens, with the two boundary tokens
 MAX_UNKNOWN = 0.5  # share of [UNK] from which on a sequence is dropped
-MAX_HELD_OUT = 500  # sequences: some 9,000 masked tokens at 120 tokens each, a standard error near 0.03 in the loss
 BLOCK = 1 << 24  # tokens looked at together when [UNK] are counted
 
 
@@ -118,16 +117,6 @@ class LmSeqsDataset:
             f"{self.dropped.short:,}",
             f"{self.dropped.unknown:,}",
         )
-
-
-def held_out_sequences(n_sequences: int, share: float) -> np.ndarray:
-    """Sorted indices of the file's sequences to evaluate on: a share of them, at most MAX_HELD_OUT.
-
-    The choice depends on nothing but the two arguments, so that all runs on a file, whatever their seeds, are compared
-    on text that none of them has seen.
-    """
-    n = min(MAX_HELD_OUT, max(1, int(n_sequences * share)), n_sequences - 1) if share else 0
-    return np.sort(np.random.default_rng(0).choice(n_sequences, n, replace=False))
 
 
 def _is_unknown_real(special_ids: dict) -> bool:

@@ -37,6 +37,14 @@ class Masking:
     word_keep: float = 0.1
     word_rand: float = 0.1
 
+    @classmethod
+    def of_tokenizer(cls, tokenizer, counts: np.ndarray, smoothing: float = 0.0, **shares: float) -> "Masking":
+        """Tokens are chosen with weight max(count, 1) ** -smoothing, special ones never (Lample and Conneau, 2019,
+        section 3.3)."""
+        probs = np.maximum(counts, 1).astype(np.float64) ** -smoothing
+        probs[tokenizer.all_special_ids] = 0.0
+        return cls(probs, np.flatnonzero(probs), tokenizer.mask_token_id, **shares)
+
 
 @dataclass
 class MicroBatch:
@@ -57,13 +65,6 @@ class MicroBatch:
     def pin_memory(self) -> "MicroBatch":
         pin = lambda tensor: None if tensor is None else tensor.pin_memory()  # noqa: E731
         return MicroBatch(**{field.name: pin(getattr(self, field.name)) for field in fields(self)})
-
-
-def token_probabilities(counts: np.ndarray, smoothing: float, special_ids: list[int]) -> np.ndarray:
-    """(voc_size,) weight max(count, 1) ** -smoothing, 0 for special tokens (Lample and Conneau, 2019, section 3.3)."""
-    probs = np.maximum(counts, 1).astype(np.float64) ** -smoothing
-    probs[special_ids] = 0.0
-    return probs
 
 
 def pad(sequences: list[np.ndarray], pad_id: int, multiple: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ class Family:
 
     encoder: str
     head: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # (n, dim) last hidden states -> (n, voc_size) logits
+    layers: str  # the list of layers
     positions: str  # the table of position embeddings
     token_types: str | None = None
     causal: bool = False
@@ -41,10 +42,16 @@ def _distilbert_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tens
 
 
 FAMILIES = {
-    "distilbert": Family("distilbert", _distilbert_head, "distilbert.embeddings.position_embeddings"),
+    "distilbert": Family(
+        "distilbert",
+        _distilbert_head,
+        "distilbert.transformer.layer",
+        "distilbert.embeddings.position_embeddings",
+    ),
     "bert": Family(
         "bert",
         lambda model, hidden: model.cls(hidden),
+        "bert.encoder.layer",
         "bert.embeddings.position_embeddings",
         "bert.embeddings.token_type_embeddings",
         student="distilbert",
@@ -52,11 +59,18 @@ FAMILIES = {
     "roberta": Family(
         "roberta",
         lambda model, hidden: model.lm_head(hidden),
+        "roberta.encoder.layer",
         "roberta.embeddings.position_embeddings",
         "roberta.embeddings.token_type_embeddings",
         positions_before_first=2,
     ),
-    "gpt2": Family("transformer", lambda model, hidden: model.lm_head(hidden), "transformer.wpe", causal=True),
+    "gpt2": Family(
+        "transformer",
+        lambda model, hidden: model.lm_head(hidden),
+        "transformer.h",
+        "transformer.wpe",
+        causal=True,
+    ),
 }
 
 
@@ -118,9 +132,7 @@ def load_language_model(
     config = config or load_config(name)
     auto_class = AutoModelForCausalLM if family_of(config).causal else AutoModelForMaskedLM
     try:
-        model, report = auto_class.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        model, report = auto_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{purpose} {name}: the weights could not be loaded ({_first_line(error)}).") from None
     missing = sorted(report["missing_keys"])

@@ -17,10 +17,10 @@ import dataclasses
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+import evaluation
 import run_folder
 import utils
 from dataset import (
@@ -32,8 +32,8 @@ from dataset import (
 )
 from distiller import Corpus, Distiller, Recipe
 from grouped_batch_sampler import GroupedBatchSampler
-from lm_seqs_dataset import LmSeqsDataset, held_out_sequences
-from micro_batches import Masking, token_probabilities
+from lm_seqs_dataset import LmSeqsDataset
+from micro_batches import Masking
 from models import (
     FAMILIES,
     LanguageModel,
@@ -103,7 +103,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("student (default: the teacher's shape at half the depth, random weights)")
     group.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
-    group.add_argument("--student_config", "--from_pretrained_config", help="its shape: a JSON file, folder or hub name")
+    group.add_argument(
+        "--student_config", "--from_pretrained_config", help="its shape: a JSON file, folder or hub name"
+    )
     group.add_argument(
         "--student_pretrained_weights",
         "--from_pretrained_weights",
@@ -332,46 +334,44 @@ def choose_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
 
 
 def build_corpus(args: argparse.Namespace, tokenizer, length: int, causal: bool, is_master: bool) -> Corpus:
-    """Opens and indexes the text, and says how it is masked."""
-    special_ids = describe_tokenizer(tokenizer)["special_ids"]
+    """Opens and indexes the text, and says how it is masked and what of it is held out."""
     file = open_corpus(args.data_file, tokenizer, is_master)
-    held_out = held_out_sequences(len(file), 0 if args.valid_data_file else args.valid_share)
+    held_out = evaluation.held_out_sequences(len(file), 0 if args.valid_data_file else args.valid_share)
+    special_ids = describe_tokenizer(tokenizer)["special_ids"]
     train_set = LmSeqsDataset(file, special_ids, length, exclude=held_out)
     train_set.log_summary(f"training text {args.data_file}")
-    valid_set = None
+    sampler = GroupedBatchSampler(
+        train_set.lengths,
+        None if args.tokens_per_batch else args.batch_size,
+        args.tokens_per_batch,
+        args.group_by_size,
+        args.shuffle,
+        args.seed,
+    )
+    held_out_batches = None
     if args.valid_data_file:
-        valid_set = LmSeqsDataset(open_corpus(args.valid_data_file, tokenizer, is_master), special_ids, length)
+        valid_file = open_corpus(args.valid_data_file, tokenizer, is_master)
+        held_out_batches = evaluation.held_out_batches(valid_file, tokenizer, length, causal, None)
     elif len(held_out):
-        valid_set = LmSeqsDataset(file, special_ids, length, only=held_out)
-    if valid_set:
-        valid_set.log_summary("held-out text")
+        held_out_batches = evaluation.held_out_batches(file, tokenizer, length, causal, held_out)
 
-    batch = (args.batch_size, args.tokens_per_batch)
-    train_sampler = GroupedBatchSampler(train_set.lengths, *batch, args.group_by_size, args.shuffle, args.seed)
-    valid_sampler = GroupedBatchSampler(valid_set.lengths, *batch, shuffle=False) if valid_set else None
-
-    masking = valid_masking = None
+    masking = None
     if not causal:
-        vocab_size, special = len(tokenizer), tokenizer.all_special_ids
         if args.token_counts:
-            counts = load_token_counts(args.token_counts, vocab_size)
+            counts = load_token_counts(args.token_counts, len(tokenizer))
         else:
             logger.info("no --token_counts: counting the tokens of %s", args.data_file)
-            counts = count_tokens(file, vocab_size)
-        masking = Masking(
-            token_probabilities(counts, args.mlm_smoothing, special),
-            np.setdiff1d(np.arange(vocab_size), special),
-            tokenizer.mask_token_id,
-            args.mlm_mask_prop,
-            args.word_mask,
-            args.word_keep,
-            args.word_rand,
+            counts = count_tokens(file, len(tokenizer))
+        masking = Masking.of_tokenizer(
+            tokenizer,
+            counts,
+            args.mlm_smoothing,
+            proportion=args.mlm_mask_prop,
+            word_mask=args.word_mask,
+            word_keep=args.word_keep,
+            word_rand=args.word_rand,
         )
-        # Evaluation masks evenly, as BERT was, so that its figures compare whatever the counts and the smoothing.
-        evenly = token_probabilities(counts, 0.0, special)
-        valid_masking = Masking(evenly, masking.random_ids, masking.mask_id)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Corpus(train_set, train_sampler, masking, valid_set, valid_sampler, valid_masking, pad_id)
+    return Corpus(train_set, sampler, masking, evaluation.padding_id(tokenizer), held_out_batches)
 
 
 def build_models(args: argparse.Namespace, config: PretrainedConfig, device: torch.device):
@@ -448,7 +448,9 @@ def main(argv: list[str] | None = None) -> int:
 
     folder = None
     if world.is_master:
-        run_folder.clear(args.dump_path) if state is None else run_folder.rewind_metrics(args.dump_path, state["update"])
+        run_folder.clear(args.dump_path) if state is None else run_folder.rewind_metrics(
+            args.dump_path, state["update"]
+        )
         folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer)
     distiller = Distiller(recipe, student, teacher, corpus, world, dtype, folder)
     if state is not None:
@@ -463,7 +465,9 @@ def main(argv: list[str] | None = None) -> int:
     if folder:
         folder.close()
     if signal_name:
-        logger.info("stopped by %s after update %d; the same command with --resume goes on", signal_name, distiller.update)
+        logger.info(
+            "stopped by %s after update %d; the same command with --resume goes on", signal_name, distiller.update
+        )
         return utils.EXIT_INTERRUPTED
     logger.info("done in %.0f s: %s holds the model for from_pretrained", time.monotonic() - start, args.dump_path)
     return utils.EXIT_OK

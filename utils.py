@@ -17,11 +17,16 @@ import signal
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("distil")
 
@@ -97,7 +102,7 @@ def quiet_transformers() -> None:
 class World:
     """Where this process stands among all that train together, and the device it computes on."""
 
-    device: "torch.device"  # noqa: F821
+    device: "torch.device"
     rank: int = 0
     local_rank: int = 0
     size: int = 1
@@ -106,7 +111,7 @@ class World:
     def is_master(self) -> bool:
         return self.rank == 0
 
-    def all_reduce(self, tensor: "torch.Tensor") -> None:  # noqa: F821
+    def all_reduce(self, tensor: "torch.Tensor") -> None:
         """Sums `tensor` over all processes, in place."""
         if self.size > 1:
             import torch.distributed as dist
@@ -154,7 +159,7 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     return World(device, rank, local_rank, size)
 
 
-def describe_device(device: "torch.device") -> str:  # noqa: F821
+def describe_device(device: "torch.device") -> str:
     import torch
 
     if device.type == "cuda":
@@ -245,10 +250,14 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator:
         os.close(folder)
 
 
-def open_bytes(path: str | Path):
-    """Opens a file for reading bytes, decompressing .gz, .bz2 and .xz by their names."""
+def read_lines(path: str | Path) -> Iterator[bytes]:
+    """The lines of a file, decompressed if it is a .gz, .bz2 or .xz. Raises: InputError if it is damaged."""
     openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    return openers.get(Path(path).suffix, open)(path, "rb")
+    try:
+        with openers.get(Path(path).suffix, open)(path, "rb") as file:
+            yield from file
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is damaged or cut short: {error}.") from None
 
 
 def write_json(path: str | Path, value: object) -> None:

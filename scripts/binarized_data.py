@@ -34,30 +34,31 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--tokenizer_name", "--bert_tokenizer", default="bert-base-uncased", help="hub name or folder (%(default)s)"
     )
     parser.add_argument("--tokenizer_type", help="accepted for old command lines; the tokenizer itself tells it")
-    parser.add_argument("--dump_file", default="data/binarized_text", help="beginning of the output's name (%(default)s)")
+    parser.add_argument(
+        "--dump_file", default="data/binarized_text", help="beginning of the output's name (%(default)s)"
+    )
     return parser.parse_args(argv)
 
 
-def read_lines(path: Path) -> Iterator[tuple[list[str], int]]:
+def read_batches(path: Path) -> Iterator[tuple[list[str], int]]:
     """Batches of the lines of a UTF-8 text that aren't empty, each with the bytes read for it."""
-    with utils.open_bytes(path) as file:
-        n_bad = 0
-        numbered = enumerate(file, 1)
-        while batch := list(itertools.islice(numbered, LINES_AT_ONCE)):
-            lines = []
-            for number, raw in batch:
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    line = raw.decode("utf-8", "replace")
-                    n_bad += 1
-                    if n_bad <= SHOWN_WARNINGS:
-                        logger.warning("%s, line %d: not UTF-8 (%s); replaced by U+FFFD", path, number, error.reason)
-                if line := line.strip():
-                    lines.append(line)
-            yield lines, sum(len(raw) for _, raw in batch)
-        if n_bad > SHOWN_WARNINGS:
-            logger.warning("%s: %d lines in all are not UTF-8", path, n_bad)
+    n_bad = 0
+    numbered = enumerate(utils.read_lines(path), 1)
+    while batch := list(itertools.islice(numbered, LINES_AT_ONCE)):
+        lines = []
+        for number, raw in batch:
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                line = raw.decode("utf-8", "replace")
+                n_bad += 1
+                if n_bad <= SHOWN_WARNINGS:
+                    logger.warning("%s, line %d: not UTF-8 (%s); replaced by U+FFFD", path, number, error.reason)
+            if line := line.strip():
+                lines.append(line)
+        yield lines, sum(len(raw) for _, raw in batch)
+    if n_bad > SHOWN_WARNINGS:
+        logger.warning("%s: %d lines in all are not UTF-8", path, n_bad)
 
 
 class Encoder:
@@ -108,9 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     size = None if compressed else source.stat().st_size
     with (
         TokenFileWriter(target, describe_tokenizer(tokenizer)) as writer,
-        tqdm(total=size, unit="B", unit_scale=True, desc=source.name, dynamic_ncols=True) as progress,
+        tqdm(total=size, unit="B", unit_scale=True, desc=source.name, dynamic_ncols=True, disable=None) as progress,
     ):
-        for lines, n_bytes in read_lines(source):
+        for lines, n_bytes in read_batches(source):
             if lines:
                 writer.append(*encode(lines))
             progress.update(n_bytes)

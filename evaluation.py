@@ -1,0 +1,85 @@
+"""How good a model is on text it has not seen, and how near it is to its teacher.
+
+Sequences and masks are the same for every run and every model on a file: they depend on neither the seed nor the recipe
+of a run. Tokens are masked evenly, as BERT's were, not with the training's emphasis on rare ones; so the figures of
+runs with other counts or another smoothing can be compared.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+import losses
+from dataset import TokenFile, describe_tokenizer
+from grouped_batch_sampler import GroupedBatchSampler
+from lm_seqs_dataset import LmSeqsDataset
+from micro_batches import Masking, MicroBatch, MicroBatches
+from models import LanguageModel
+from utils import World
+
+SEED = (0, 1 << 31)  # of the masks; no epoch has this number
+TOKENS_PER_BATCH = 4096
+MAX_HELD_OUT = 500  # sequences: some 9,000 masked tokens at 120 tokens each, a standard error near 0.03 in the loss
+
+
+def held_out_sequences(n_sequences: int, share: float) -> np.ndarray:
+    """Sorted indices of the file's sequences to evaluate on: a share of them, at most MAX_HELD_OUT, at least one."""
+    n = min(MAX_HELD_OUT, max(1, int(n_sequences * share)), n_sequences - 1) if share else 0
+    return np.sort(np.random.default_rng(0).choice(n_sequences, n, replace=False))
+
+
+def held_out_batches(
+    file: TokenFile, tokenizer, max_length: int, causal: bool, sequences: np.ndarray | None
+) -> MicroBatches:
+    """Micro-batches of these sequences of a file (None: of all), with masks that never change."""
+    dataset = LmSeqsDataset(file, describe_tokenizer(tokenizer)["special_ids"], max_length, only=sequences)
+    dataset.log_summary("held-out text")
+    budget = max(TOKENS_PER_BATCH, int(dataset.lengths.max()) + 8)
+    sampler = GroupedBatchSampler(dataset.lengths, tokens_per_batch=budget, shuffle=False)
+    masking = None if causal else Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
+    return MicroBatches(dataset, sampler, SEED, masking, padding_id(tokenizer))
+
+
+def padding_id(tokenizer) -> int:
+    """GPT-2 has no padding token; what stands in a padded place is never looked at."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+@torch.no_grad()
+def evaluate(
+    student: LanguageModel, teacher: LanguageModel | None, batches: MicroBatches, world: World, dtype: torch.dtype
+) -> dict[str, float]:
+    """Means over the labelled positions of all batches, over all processes.
+
+    Returns: `mlm_loss` or `clm_loss` (nats), its `perplexity`, `accuracy`; with a teacher also `kl` (nats, at
+        temperature 1, teacher to student), `agreement` (share of equal top-1 predictions), and the teacher's own
+        `teacher_loss` and `teacher_accuracy`.
+    """
+    student.eval()
+    names = ["rows", "loss", "accuracy"]
+    names += ["kl", "agreement", "teacher_loss", "teacher_accuracy"] if teacher else []
+    sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
+    share = batches.sampler.share_of_rank(world.rank, world.size)
+    for batch in DataLoader(batches, batch_size=None, sampler=share, generator=torch.Generator()):
+        with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
+            sums += _sums(student, teacher, batch.to(world.device))
+    world.all_reduce(sums)
+    _, loss, *others = (sums / sums[0]).tolist()
+    metrics = {"mlm_loss" if batches.masking else "clm_loss": loss, "perplexity": math.exp(min(loss, 100))}
+    return metrics | dict(zip(names[2:], others, strict=True))
+
+
+def _sums(student: LanguageModel, teacher: LanguageModel | None, batch: MicroBatch) -> torch.Tensor:
+    rows = batch.head_rows[batch.labelled]  # (n_labels,)
+    logits = student.logits(student.hidden(batch.input_ids, batch.attention_mask)[rows])  # (n_labels, voc_size)
+    guess = logits.argmax(-1)  # (n_labels,)
+    n_labels = torch.tensor(len(rows), device=guess.device)
+    sums = [n_labels, losses.hard_labels(logits, batch.labels), (guess == batch.labels).sum()]
+    if teacher:
+        t_logits = teacher.logits(teacher.hidden(batch.input_ids, batch.attention_mask)[rows])  # (n_labels, voc_size)
+        t_guess = t_logits.argmax(-1)
+        sums += [losses.distillation(logits, t_logits, 1.0), (guess == t_guess).sum()]
+        sums += [losses.hard_labels(t_logits, batch.labels), (t_guess == batch.labels).sum()]
+    return torch.stack([value.double() for value in sums])

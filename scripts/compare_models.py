@@ -1,0 +1,130 @@
+"""One table of several models on the same held-out text: size, loss, agreement with the teacher, speed.
+
+    python scripts/compare_models.py --data_file data/binarized_text.bert-base-uncased.pickle \\
+        --teacher bert-base-uncased --models serialization_dir/my_first_training
+
+The text is the share of --data_file that train.py holds out too, or with --valid_data_file all of that file. Speed is
+that of the forward pass, in the precision and on the device that train.py would choose; the models take turns, and the
+median of the turns counts.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import evaluation
+import utils
+from models import LanguageModel, load_language_model, max_length
+from train import choose_dtype, load_tokenizer, open_corpus
+from utils import InputError, World, logger
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--teacher", required=True, help="hub name or folder")
+    parser.add_argument(
+        "--models", nargs="+", required=True, help="the others: hub names or folders, such as a dump_path"
+    )
+    parser.add_argument("--data_file", help="binarized text that they were trained on")
+    parser.add_argument("--valid_data_file", help="binarized text to evaluate on, instead")
+    parser.add_argument("--valid_share", type=float, default=0.01, help="as of train.py (%(default)s)")
+    parser.add_argument("--tokenizer_name", help="default: the teacher's")
+    parser.add_argument("--turns", type=int, default=5, help="of the time measurement (%(default)s)")
+    precision = parser.add_mutually_exclusive_group()
+    for name in ("bf16", "fp16", "fp32"):
+        precision.add_argument(f"--{name}", action="store_true", help="as of train.py")
+    parser.add_argument("--n_gpu", type=int, help="0 for the CPU (default: what there is)")
+    parser.add_argument("--output", help="file to write the table to as well (Markdown)")
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def seconds_of_pass(model: LanguageModel, batches: list, world: World, dtype: torch.dtype) -> float:
+    """One forward pass with logits for all tokens, as a user of the model would run it."""
+    model.eval()
+    start = time.perf_counter()
+    with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
+        for batch in batches:
+            model.logits(model.hidden(batch.input_ids, batch.attention_mask))
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def size_on_disk(name: str) -> int | None:
+    """Bytes of the weights in a folder; None for a hub name."""
+    files = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in Path(name).glob(pattern)]
+    return sum(file.stat().st_size for file in files) or None
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown; the first row is the teacher's, which the others' ratios refer to."""
+    lines = [
+        "| model | layers | parameters (M) | on disk (MB) | held-out MLM loss | top-1 as teacher | tokens/s | speed-up |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        disk = f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "?"
+        share = f" ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)"
+        lines.append(
+            f"| {row['name']} | {row['layers']} | {row['parameters'] / 1e6:.1f}{share} | {disk} | {row['loss']:.3f} | "
+            f"{100 * row['agreement']:.1f} % | {row['speed']:,.0f} | {row['speed'] / rows[0]['speed']:.2f}x |"
+        )
+    return "\n".join(lines)
+
+
+@utils.cli
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    utils.setup_logging()
+    utils.quiet_transformers()
+    if bool(args.data_file) == bool(args.valid_data_file):
+        raise InputError("give one of --data_file and --valid_data_file.")
+    world = utils.init_world(args.n_gpu)
+    dtype = choose_dtype(args, world.device)
+    tokenizer = load_tokenizer(args.tokenizer_name or args.teacher)
+    names = [args.teacher, *args.models]
+    models = [LanguageModel(load_language_model(name, "model", head_required=True)).to(world.device) for name in names]
+    for name, model in zip(names, models, strict=True):
+        if model.model.config.vocab_size != models[0].model.config.vocab_size:
+            raise InputError(f"{name} does not share the teacher's vocabulary.")
+    file = open_corpus(args.valid_data_file or args.data_file, tokenizer, verify=True)
+    held_out = None if args.valid_data_file else evaluation.held_out_sequences(len(file), args.valid_share)
+    causal = models[0].family.causal
+    length = min(tokenizer.model_max_length, *(max_length(model.model.config) for model in models))
+    batches = evaluation.held_out_batches(file, tokenizer, length, causal, held_out)
+
+    logger.info("evaluating on %s in %s", utils.describe_device(world.device), str(dtype).split(".")[1])
+    rows = []
+    for name, model in zip(names, models, strict=True):
+        metrics = evaluation.evaluate(model, models[0], batches, world, dtype)
+        rows.append(
+            {
+                "name": Path(name).name,
+                "layers": model.model.config.num_hidden_layers,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "bytes": size_on_disk(name),
+                "loss": metrics["mlm_loss" if not causal else "clm_loss"],
+                "agreement": metrics["agreement"],
+            }
+        )
+    prepared = [batches[j].to(world.device) for j in range(len(batches))]
+    turns = [[seconds_of_pass(model, prepared, world, dtype) for model in models] for _ in range(args.turns + 1)]
+    for row, seconds in zip(rows, zip(*turns[1:], strict=True), strict=True):  # the first turn is the warm-up
+        row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
+    print(table(rows))
+    if args.output:
+        with utils.atomic_write(args.output, "w") as out:
+            out.write(table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,314 @@
+"""Makes the text that scripts/binarized_data.py reads: one sequence a line, each of several whole sentences of one
+document, up to a target length.
+
+From files and folders (plain text, .gz .bz2 .xz of it, JSON lines, Parquet, the output of the Wikipedia extractors):
+
+    python scripts/make_dump.py --source extracted/ books/*.txt --dump_file data/dump.txt
+
+From a data set of the hub (needs `pip install datasets`):
+
+    python scripts/make_dump.py --dataset Salesforce/wikitext --dataset_config wikitext-103-raw-v1
+
+From the documentation that Python and the packages installed here carry, some megabytes of English prose:
+
+    python scripts/make_dump.py --documentation
+"""
+
+import argparse
+import ast
+import importlib.util
+import itertools
+import json
+import re
+import sys
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils
+from utils import InputError, logger
+
+WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
+SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\W_a-z])|[。！？]+")
+ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:[A-Z]|[Ee]\.g|[Ii]\.e|[A-Z]\.[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Lt|Capt|Sgt|Rev|Jr|Sr|vs|etc|cf|No|"
+    r"Vol|Fig|Inc|Ltd|Co|Corp|approx|ca|Jan|Feb|Mar|Apr|Aug|Sept|Oct|Nov|Dec)\.$"
+)
+FRAGMENT_WORDS = 8  # a paragraph shorter than this and without a full stop is a heading or an item of a list
+Document = list[str]  # its paragraphs
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--source", nargs="+", metavar="PATH", help="files and folders, searched to the bottom")
+    source.add_argument("--dataset", help="name of a data set of the hub, or a local folder of one")
+    source.add_argument("--documentation", action="store_true", help="docstrings and manuals on this machine")
+    parser.add_argument("--dump_file", default="data/dump.txt", help="file to write (%(default)s)")
+    parser.add_argument("--dataset_config", help="configuration of the data set")
+    parser.add_argument("--split", default="train", help="part of the data set (%(default)s)")
+    parser.add_argument("--text_column", default="text", help="in JSON, Parquet and data sets (%(default)s)")
+    parser.add_argument(
+        "--documents",
+        choices=("blank_line", "file"),
+        default="blank_line",
+        help="in plain text a document ends at a blank line, or only at the end of the file (%(default)s)",
+    )
+    parser.add_argument(
+        "--target_length",
+        type=int,
+        default=110,
+        help="most words and punctuation marks a sequence (%(default)s, some 128 tokens of BERT)",
+    )
+    parser.add_argument("--min_length", type=int, default=10, help="shorter sequences are dropped (%(default)s)")
+    parser.add_argument("--max_megabytes", type=float, help="stop when so much is written")
+    return parser.parse_args(argv)
+
+
+# ------------------------------------------------------------------------------------------------- sources of documents
+
+
+def documents_of_files(sources: list[str], text_column: str, by_file: bool, seen: Counter) -> Iterator[Document]:
+    """Every document of these files and folders, in the order of their names."""
+    files = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise InputError(f"--source {source} does not exist.")
+        inside = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files += inside if source.is_dir() else [source]
+    total = sum(file.stat().st_size for file in files)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", dynamic_ncols=True, disable=None) as progress:
+        for file in files:
+            seen["files"] += 1
+            yield from documents_of_file(file, text_column, by_file)
+            progress.update(file.stat().st_size)
+
+
+def documents_of_file(file: Path, text_column: str, by_file: bool) -> Iterator[Document]:
+    if file.suffix == ".parquet":
+        yield from documents_of_parquet(file, text_column)
+        return
+    lines = (line.decode("utf-8", "replace") for line in utils.read_lines(file))
+    first = next(lines, "")
+    if "\0" in first:
+        raise InputError(f"{file} is not text; give only text files, or name them one by one.")
+    lines = itertools.chain([first], lines)
+    if first.lstrip().startswith("{"):
+        yield from documents_of_json(file, lines, text_column)
+    elif first.startswith("<doc "):
+        yield from documents_of_extractor(lines)
+    elif by_file:
+        yield list(paragraphs(lines))
+    else:
+        for is_blank, block in itertools.groupby(lines, lambda line: not line.strip()):
+            if not is_blank:
+                yield list(paragraphs(block))
+
+
+def paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Lines -> paragraphs: a blank line ends one, and so does a line too long to have been wrapped by hand."""
+    parts: list[str] = []
+    for line in itertools.chain(lines, [""]):
+        line = line.strip()
+        if line:
+            parts.append(line)
+        if parts and (not line or len(line) > 200):
+            yield " ".join(parts)
+            parts = []
+
+
+def documents_of_json(file: Path, lines: Iterable[str], text_column: str) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)[text_column]
+        except ValueError:
+            raise InputError(f"{file}, line {number}: not a JSON object a line.") from None
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{file}, line {number}: no {text_column!r} in it; name the text with --text_column."
+            ) from None
+        yield list(paragraphs(str(text).splitlines()))
+
+
+def documents_of_parquet(file: Path, text_column: str) -> Iterator[Document]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{file}: to read Parquet, pip install pyarrow.") from None
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        if text_column not in table.schema_arrow.names:
+            columns = ", ".join(table.schema_arrow.names)
+            raise InputError(f"{file}: no column {text_column!r}, only {columns}; name one with --text_column.")
+        for batch in table.iter_batches(columns=[text_column]):
+            for text in batch.column(0).to_pylist():
+                yield list(paragraphs((text or "").splitlines()))
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{file} can't be read as Parquet: {error}.") from None
+
+
+def documents_of_extractor(lines: Iterable[str]) -> Iterator[Document]:
+    """<doc id=... title=...>, the title, a blank line, a paragraph a line, </doc>."""
+    title, document = "", []
+    for line in map(str.strip, lines):
+        if line.startswith("<doc "):
+            found = re.search(r'title="([^"]*)"', line)
+            title, document = found.group(1) if found else "", []
+        elif line == "</doc>":
+            yield document
+        elif line and line != title:
+            document.append(line)
+
+
+def documents_of_dataset(name: str, config: str | None, split: str, text_column: str) -> Iterator[Document]:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"--dataset {name}: to read data sets, pip install datasets.") from None
+    try:
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--dataset {name}: it could not be loaded ({str(error).splitlines()[0]}).") from None
+    for row in tqdm(rows, unit="row", desc="reading", dynamic_ncols=True, disable=None):
+        if text_column not in row:
+            raise InputError(f"--dataset {name}: no {text_column!r}, only {', '.join(row)}; see --text_column.")
+        yield list(paragraphs(row[text_column].splitlines()))
+
+
+def documents_of_documentation(seen: Counter) -> Iterator[Document]:
+    """The language's reference, then the docstrings of the standard library and of the packages installed here. What
+    is code, a table or a list is left out, and a paragraph that has occurred before."""
+    known: set[int] = set()
+
+    def new_prose(text: str) -> list[str]:
+        blocks = [block for block in re.split(r"\n\s*\n", text) if is_prose(block)]
+        found = [" ".join(block.split()) for block in blocks if hash(block) not in known]
+        known.update(map(hash, blocks))
+        return found
+
+    import pydoc_data.topics
+
+    for text in pydoc_data.topics.topics.values():
+        seen["files"] += 1
+        yield new_prose(text)
+    packages = Path(importlib.util.find_spec("numpy").origin).parents[1]
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [file for file in sorted(library.rglob("*.py")) if "site-packages" not in file.parts]
+    files += sorted(packages.rglob("*.py"))
+    for file in tqdm(files, unit="file", desc="reading docstrings", dynamic_ncols=True, disable=None):
+        seen["files"] += 1
+        yield list(itertools.chain.from_iterable(map(new_prose, docstrings(file))))
+
+
+def docstrings(file: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in other people's code
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError, RecursionError):  # templates and tests that are no Python
+            return
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and (text := ast.get_docstring(node)):
+            yield text
+
+
+def is_prose(block: str) -> bool:
+    lines = block.splitlines()
+    words = block.split()
+    if len(words) < FRAGMENT_WORDS or not block[0].isalpha() or ">>>" in block or block.rstrip()[-1] not in ".!?:)\"'":
+        return False
+    if any(line[:1] in " \t>|-*=" for line in lines):
+        return False
+    return len(re.findall(r"[A-Za-z][a-z']+", block)) > 0.75 * len(words)
+
+
+# ---------------------------------------------------------------------------------------------- documents to sequences
+
+
+def sentences(paragraph: str) -> list[str]:
+    """Cuts after a full stop that is followed by a capital, but not after initials and common abbreviations."""
+    found, start = [], 0
+    for end in SENTENCE_END.finditer(paragraph):
+        if not ABBREVIATION.search(paragraph[start : end.end()].rstrip()):
+            found.append(paragraph[start : end.end()].strip())
+            start = end.end()
+    found.append(paragraph[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def sequences(document: Document, target: int, seen: Counter) -> Iterator[str]:
+    """Packs a document's sentences into sequences of about even length, none above the target but single sentences."""
+    kept = []
+    for paragraph in document:
+        n_words = len(WORD.findall(paragraph))
+        if n_words < FRAGMENT_WORDS and paragraph[-1:] not in '.!?。！？"”':
+            seen["fragments"] += 1
+        else:
+            kept += [(sentence, len(WORD.findall(sentence))) for sentence in sentences(paragraph)]
+    seen["sentences"] += len(kept)
+    total = sum(n for _, n in kept)
+    enough = total / max(1, -(-total // target))  # so that no short rest is left at the end
+    parts: list[str] = []
+    length = 0
+    for sentence, n_words in kept:
+        if parts and (length + n_words > target or length >= enough):
+            yield " ".join(parts)
+            parts, length = [], 0
+        parts.append(sentence)
+        length += n_words
+    if parts:
+        yield " ".join(parts)
+
+
+@utils.cli
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    utils.setup_logging()
+    if args.target_length < args.min_length:
+        raise InputError(f"--target_length {args.target_length} is below --min_length {args.min_length}.")
+    seen: Counter = Counter()
+    if args.source:
+        documents = documents_of_files(args.source, args.text_column, args.documents == "file", seen)
+    elif args.dataset:
+        documents = documents_of_dataset(args.dataset, args.dataset_config, args.split, args.text_column)
+    else:
+        documents = documents_of_documentation(seen)
+    limit = args.max_megabytes * 1e6 if args.max_megabytes else float("inf")
+    n_bytes = 0
+    with utils.atomic_write(args.dump_file) as out:
+        for document in documents:
+            seen["documents"] += 1
+            for sequence in sequences(document, args.target_length, seen):
+                if len(WORD.findall(sequence)) < args.min_length:
+                    seen["short"] += 1
+                    continue
+                line = (sequence + "\n").encode()
+                out.write(line)
+                seen["sequences"] += 1
+                n_bytes += len(line)
+            if n_bytes >= limit:
+                break
+        if not seen["sequences"]:
+            raise InputError(f"{args.dump_file} was not written: there is no text of {args.min_length} words or more.")
+    logger.info(
+        "read %s files, %s documents, %s sentences; dropped %s headings and fragments, %s sequences under %d words",
+        *(f"{seen[name]:,}" for name in ("files", "documents", "sentences", "fragments", "short")),
+        args.min_length,
+    )
+    logger.info("%s: %s sequences, %.1f MB", args.dump_file, f"{seen['sequences']:,}", n_bytes / 1e6)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,50 @@
+"""Trains a WordPiece vocabulary on a text and writes it as a tokenizer that `from_pretrained` loads.
+
+    python scripts/train_vocabulary.py --file_path data/dump.txt --vocab_size 8192 --output my-tokenizer
+
+Only for a teacher of one's own: a student always shares its teacher's vocabulary.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils
+from utils import InputError, logger
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--file_path", default="data/dump.txt", help="text, one sequence a line (%(default)s)")
+    parser.add_argument("--vocab_size", type=int, default=30522, help="entries (%(default)s)")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--max_length", type=int, default=512, help="longest sequence of its models (%(default)s)")
+    parser.add_argument("--cased", action="store_true", help="keep capitals and accents")
+    return parser.parse_args(argv)
+
+
+@utils.cli
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    utils.setup_logging()
+    if not Path(args.file_path).is_file():
+        raise InputError(f"--file_path {args.file_path} does not exist; scripts/make_dump.py makes one.")
+
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    trainer = BertWordPieceTokenizer(lowercase=not args.cased)
+    trainer.train([args.file_path], vocab_size=args.vocab_size, show_progress=sys.stderr.isatty())
+    tokenizer = BertTokenizerFast(
+        vocab=trainer.get_vocab(), do_lower_case=not args.cased, model_max_length=args.max_length
+    )
+    tokenizer.save_pretrained(args.output)
+    logger.info("%s: %s entries", args.output, f"{len(tokenizer):,}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

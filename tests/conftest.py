@@ -1,0 +1,106 @@
+"""What the tests share: a small text, a small vocabulary trained on it, a small BERT, all made on the spot."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder must fail at once, not after retries
+torch.set_num_threads(1)
+
+SUBJECTS = "the cat|a dog|my neighbour|an old sailor|the teacher|every child|the quiet river|a young queen".split("|")
+VERBS = "sees|likes|follows|forgets|remembers|paints|carries|hears".split("|")
+OBJECTS = "the garden|a blue boat|the long road|seven apples|an empty house|the north wind|a letter".split("|")
+ENDINGS = "in the morning|without a word|near the harbour|as in the old days|before it rains".split("|")
+
+
+def make_text(n_lines: int, seed: int = 0) -> str:
+    generator = np.random.default_rng(seed)
+    sentence = lambda: " ".join(generator.choice(words) for words in (SUBJECTS, VERBS, OBJECTS, ENDINGS)) + "."
+    return "".join(" ".join(sentence() for _ in range(generator.integers(2, 9))) + "\n" for _ in range(n_lines))
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with dump.txt, a BERT with tokenizer in bert-base-uncased, the binarized text and its counts."""
+    import binarized_data
+    import token_counts
+    import train_vocabulary
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = tmp_path_factory.mktemp("workspace")
+    (folder / "dump.txt").write_text(make_text(300))
+    teacher = str(folder / "bert-base-uncased")
+    run(
+        train_vocabulary,
+        "--file_path",
+        folder / "dump.txt",
+        "--vocab_size",
+        160,
+        "--output",
+        teacher,
+        "--max_length",
+        64,
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(_tokenizer(teacher)),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,  # so that its predictions differ from token to token
+    )
+    BertForMaskedLM(config).save_pretrained(teacher)
+    run(binarized_data, "--file_path", folder / "dump.txt", "--bert_tokenizer", teacher, "--dump_file", folder / "text")
+    data = folder / "text.bert-base-uncased.pickle"
+    run(token_counts, "--data_file", data, "--token_counts_dump", folder / "counts.pickle")
+    return folder
+
+
+@pytest.fixture
+def tokenizer(workspace):
+    return _tokenizer(workspace / "bert-base-uncased")
+
+
+@pytest.fixture
+def teacher(workspace):
+    from models import load_language_model
+
+    return load_language_model(str(workspace / "bert-base-uncased"), "teacher", head_required=True).eval()
+
+
+def _tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def run(script, *arguments, expect: int = 0) -> None:
+    """Calls a script's main as the shell would."""
+    assert script.main([str(argument) for argument in arguments]) == expect
+
+
+def train(workspace: Path, dump_path: Path, *arguments, expect: int = 0) -> None:
+    """train.py on the workspace's files, small and in float32 unless the arguments say otherwise."""
+    import train as train_script
+
+    defaults = {
+        "--teacher_name": workspace / "bert-base-uncased",
+        "--data_file": workspace / "text.bert-base-uncased.pickle",
+        "--token_counts": workspace / "counts.pickle",
+        "--n_epoch": 1,
+        "--gradient_accumulation_steps": 4,
+        "--batch_size": 8,
+        "--n_gpu": 0,
+    }
+    given = [str(argument) for argument in arguments]
+    base = [str(part) for flag, value in defaults.items() if flag not in given for part in (flag, value)]
+    precision = [] if {"--bf16", "--fp16", "--fp32"} & set(given) else ["--fp32"]
+    run(train_script, "--dump_path", dump_path, *base, *precision, *given, expect=expect)

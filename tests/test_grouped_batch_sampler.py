@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from grouped_batch_sampler import GroupedBatchSampler, create_lengths_groups
+from utils import InputError
+
+LENGTHS = np.random.default_rng(0).integers(12, 129, 1003)
+
+
+def batches(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return [sampler.micro_batch(j) for j in range(len(sampler))]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"batch_size": 5},
+        {"batch_size": 5, "group_by_size": False},
+        {"batch_size": 5, "shuffle": False},
+        {"tokens_per_batch": 1024},
+        {"batch_size": 2000},
+    ],
+)
+def test_an_epoch_visits_every_sequence_once(flags):
+    sampler = GroupedBatchSampler(LENGTHS, **flags)
+    for epoch in (0, 1, 5):
+        found = np.concatenate(batches(sampler, epoch))
+        assert np.array_equal(np.sort(found), np.arange(len(LENGTHS)))
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    make = lambda seed: GroupedBatchSampler(LENGTHS, batch_size=5, seed=seed)
+    flat = lambda sampler, epoch: np.concatenate(batches(sampler, epoch))
+    assert np.array_equal(flat(make(3), 2), flat(make(3), 2))
+    assert not np.array_equal(flat(make(3), 2), flat(make(3), 1))
+    assert not np.array_equal(flat(make(3), 2), flat(make(4), 2))
+
+
+def test_grouping_keeps_padding_low():
+    padding = lambda group: sum(
+        (LENGTHS[batch].max() - LENGTHS[batch]).sum()
+        for batch in batches(GroupedBatchSampler(LENGTHS, batch_size=5, group_by_size=group), 0)
+    )
+    assert padding(True) < 0.06 * LENGTHS.sum() < 0.3 * LENGTHS.sum() < padding(False)
+
+
+def test_batches_keep_to_their_token_budget_and_use_it():
+    sampler = GroupedBatchSampler(LENGTHS, tokens_per_batch=1024)
+    padded = [len(batch) * -(-LENGTHS[batch].max() // 8) * 8 for batch in batches(sampler, 0)]
+    assert max(padded) <= 1024
+    assert np.mean(padded) > 900
+
+
+def test_a_budget_below_the_longest_sequence_is_an_error():
+    with pytest.raises(InputError, match="--tokens_per_batch 64"):
+        GroupedBatchSampler(LENGTHS, tokens_per_batch=64)
+
+
+def test_ranks_share_an_epoch_without_overlap():
+    sampler = GroupedBatchSampler(LENGTHS, batch_size=5)
+    shares = [sampler.share_of_rank(rank, 4, start=8) for rank in range(4)]
+    assert sorted(j for share in shares for j in share) == list(range(8, len(sampler)))
+
+
+def test_groups_are_eight_tokens_wide():
+    assert create_lengths_groups(np.array([1, 8, 9, 16, 17])).tolist() == [1, 1, 2, 2, 3]

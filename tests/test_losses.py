@@ -1,0 +1,146 @@
+"""The losses and their gradients against the straightforward formula in float64."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distiller import Corpus, Distiller, Recipe
+from grouped_batch_sampler import GroupedBatchSampler
+from micro_batches import Masking, prepare_batch_clm, prepare_batch_mlm
+from models import LanguageModel, build_student, half_depth_config
+from utils import World
+
+ONLY = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
+RECIPES = {
+    "ce": {**ONLY, "alpha_ce": 5.0},
+    "ce at masks": {**ONLY, "alpha_ce": 5.0, "restrict_ce_to_mask": True, "temperature": 3.0},
+    "mlm": {**ONLY, "alpha_mlm": 2.0},
+    "mse": {**ONLY, "alpha_mse": 0.3},
+    "mse at masks": {**ONLY, "alpha_mse": 0.3, "restrict_ce_to_mask": True},
+    "cos": {**ONLY, "alpha_cos": 1.0},
+    "all": {"alpha_mse": 0.01},
+    "all at masks": {"alpha_mse": 0.01, "restrict_ce_to_mask": True},
+}
+
+
+def straightforward(student, teacher, windows, recipe: Recipe) -> torch.Tensor:
+    """The loss of the blueprint, written down as it reads: full logits, one padded batch, boolean selection.
+
+    `windows` are (input_ids, attended, lm_labels) triples, each (bs, seq_length); labels are -100 where there is none.
+    """
+    kl, mse, n_kl, hard, n_hard, cos, n_cos = (0.0,) * 7
+    for input_ids, attended, labels in windows:
+        out_s = student(input_ids, attention_mask=attended.long(), output_hidden_states=True)
+        with torch.no_grad():
+            out_t = teacher(input_ids, attention_mask=attended.long(), output_hidden_states=True)
+        chosen = labels != -100 if recipe.restrict_ce_to_mask else attended
+        s, t = out_s.logits[chosen], out_t.logits[chosen]
+        p_t, p_s = (t / recipe.temperature).softmax(-1), (s / recipe.temperature).softmax(-1)
+        kl = kl + (p_t * (p_t.log() - p_s.log())).sum() * recipe.temperature**2
+        mse = mse + ((s - t) ** 2).sum()
+        n_kl += chosen.sum()
+        if recipe.alpha_clm:
+            hard = hard + F.cross_entropy(
+                out_s.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+            )
+            n_hard += (labels[:, 1:] != -100).sum()
+        else:
+            hard = hard + F.cross_entropy(
+                out_s.logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+            )
+            n_hard += (labels != -100).sum()
+        h_s, h_t = out_s.hidden_states[-1][attended], out_t.hidden_states[-1][attended]
+        cos = cos + (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).sum()
+        n_cos += attended.sum()
+    return (
+        recipe.alpha_ce * kl / n_kl
+        + recipe.alpha_mse * mse / n_kl
+        + (recipe.alpha_mlm + recipe.alpha_clm) * hard / n_hard
+        + recipe.alpha_cos * cos / n_cos
+    )
+
+
+def distill_once(student, teacher, window, recipe: Recipe) -> tuple[float, dict]:
+    """The loss that a Distiller logs for one update, and the gradients that it hands to the optimizer."""
+    sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
+    world = World(torch.device("cpu"))
+    corpus = Corpus(SimpleNamespace(), sampler, None, 0, None)
+    distiller = Distiller(recipe, LanguageModel(student), LanguageModel(teacher), corpus, world, torch.float32, None)
+    distiller.progress = SimpleNamespace(update=lambda: None)
+    gradients = {}
+
+    def capture(optimizer, *_):
+        gradients.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
+
+    distiller.optimizer.register_step_pre_hook(capture)
+    distiller.optimize(window)
+    return distiller.interval["terms"].sum().item(), gradients
+
+
+def assert_gradients_equal(ours: dict, reference: torch.nn.Module) -> None:
+    for name, parameter in reference.named_parameters():
+        if parameter.grad is None:
+            assert name not in ours or ours[name].abs().max() == 0, name
+            continue
+        scale = parameter.grad.norm()
+        if name.endswith("k_lin.bias") or scale < 1e-12:  # zero in exact arithmetic
+            continue
+        error = (ours[name].double() - parameter.grad).norm() / scale
+        assert error < 1e-5, f"{name}: relative error {error:.1e}"
+
+
+def triple(batch, ids_shape):
+    labels = torch.full(ids_shape, -100).flatten()
+    labels[batch.head_rows[batch.labelled]] = batch.labels
+    attended = torch.ones(ids_shape, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask.bool()
+    return batch.input_ids, attended, labels.view(ids_shape)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_masked_losses_equal_the_formula(name, tokenizer, teacher):
+    # Two micro-batches of unequal size, so that a mean of their means would be wrong.
+    recipe = Recipe(**RECIPES[name], max_grad_norm=1e9, gradient_accumulation_steps=2)
+    config = half_depth_config(teacher.config)
+    config.dropout = config.attention_dropout = 0.0
+    torch.manual_seed(1)
+    student = build_student(config, None)
+    generator = np.random.default_rng(0)
+    masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
+    draw = lambda n: [generator.integers(5, len(tokenizer), generator.integers(8, 30)) for _ in range(n)]
+    window = [prepare_batch_mlm(draw(n), 0, masking, generator, recipe.head_on_all_tokens) for n in (3, 9)]
+    exact = copy.deepcopy(student).double()
+    loss = straightforward(
+        exact, copy.deepcopy(teacher).double(), [triple(b, b.input_ids.shape) for b in window], recipe
+    )
+    loss.backward()
+    value, gradients = distill_once(student, teacher, window, recipe)
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert_gradients_equal(gradients, exact)
+
+
+def test_causal_losses_equal_the_formula():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = dict(vocab_size=90, n_embd=32, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    torch.manual_seed(1)
+    teacher = GPT2LMHeadModel(GPT2Config(**shape, n_layer=2, initializer_range=0.2)).eval()
+    student = GPT2LMHeadModel(GPT2Config(**shape, n_layer=1))
+    recipe = Recipe(alpha_ce=5.0, alpha_mlm=0.0, alpha_clm=2.0, alpha_cos=1.0, max_grad_norm=1e9)
+    generator = np.random.default_rng(0)
+    window = [
+        prepare_batch_clm([generator.integers(0, 90, generator.integers(5, 30)) for _ in range(n)], 0) for n in (2, 7)
+    ]
+    triples = []
+    for batch in window:
+        attended = batch.attention_mask.bool()
+        triples.append((batch.input_ids, attended, batch.input_ids.masked_fill(~attended, -100)))
+    exact = copy.deepcopy(student).double()
+    loss = straightforward(exact, copy.deepcopy(teacher).double(), triples, recipe)
+    loss.backward()
+    value, gradients = distill_once(student, teacher, window, recipe)
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert_gradients_equal(gradients, exact)
