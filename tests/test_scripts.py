@@ -1,0 +1,230 @@
+"""The scripts around the training: text, vocabulary, binarization, comparison, plots."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import binarized_data
+import compare_models
+import make_dump
+import numpy as np
+import plot_losses
+import pytest
+import token_counts
+from conftest import run, train
+from transformers import AutoTokenizer
+
+from dataset import open_token_file
+
+FIRST = "The river rose in spring. Nobody had seen it so high. The bridge was closed for a week! Was it safe again?"
+SECOND = "Mr. J. Smith sold the mill in 1899. He moved to St. Petersburg, e.g. for his health. There he died."
+
+
+def dump(tmp_path, *arguments, expect=0):
+    run(make_dump, *arguments, "--dump_file", tmp_path / "dump.txt", expect=expect)
+    return (tmp_path / "dump.txt").read_text().splitlines() if expect == 0 else None
+
+
+# ------------------------------------------------------------------------------------------------------------- make_dump
+
+
+def test_sentences_end_where_they_end():
+    assert make_dump.sentences(FIRST) == [
+        "The river rose in spring.",
+        "Nobody had seen it so high.",
+        "The bridge was closed for a week!",
+        "Was it safe again?",
+    ]
+    assert make_dump.sentences(SECOND) == [
+        "Mr. J. Smith sold the mill in 1899.",
+        "He moved to St. Petersburg, e.g. for his health.",
+        "There he died.",
+    ]
+    assert make_dump.sentences("no end") == ["no end"]
+
+
+def test_documents_are_never_mixed_and_nothing_is_lost(tmp_path):
+    (tmp_path / "a.txt").write_text(f"{FIRST}\n{FIRST}\n\n{SECOND}\n")
+    lines = dump(tmp_path, "--source", tmp_path / "a.txt", "--target_length", 30)
+    assert " ".join(lines) == f"{FIRST} {FIRST} {SECOND}"
+    assert all(
+        ("river" in line or "bridge" in line or "safe" in line) != ("Smith" in line or "died" in line) for line in lines
+    )
+    assert all(len(make_dump.WORD.findall(line)) <= 30 for line in lines)
+    assert all(line[-1] in ".!?" for line in lines)
+
+
+def test_sequences_of_a_document_are_of_about_even_length(tmp_path):
+    (tmp_path / "a.txt").write_text(" ".join(f"This is sentence number {i}." for i in range(100)))
+    lengths = [len(make_dump.WORD.findall(line)) for line in dump(tmp_path, "--source", tmp_path / "a.txt")]
+    assert max(lengths) <= 110
+    assert min(lengths) >= 80
+
+
+@pytest.mark.parametrize(
+    "form", ["txt", "gz", "bz2", "xz", "jsonl", "parquet", "extractor", "folder", "wrapped", "file"]
+)
+def test_every_form_of_text_is_read(tmp_path, form):
+    source, flags = tmp_path / "in", []
+    plain = f"{FIRST}\n\n{SECOND}\n".encode()
+    source.mkdir()
+    if form in ("gz", "bz2", "xz"):
+        (source / f"a.txt.{form}").write_bytes({"gz": gzip, "bz2": bz2, "xz": lzma}[form].compress(plain))
+    elif form == "jsonl":
+        (source / "a.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in (FIRST, SECOND)))
+        flags = ["--text_column", "body"]
+    elif form == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="optional, and not installed")
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": [FIRST, SECOND]}), source / "a.parquet")
+    elif form == "extractor":
+        documents = [
+            f'<doc id="{i}" url="u" title="T {i}">\nT {i}\n\n{text}\n</doc>\n' for i, text in enumerate((FIRST, SECOND))
+        ]
+        (source / "AA").mkdir()
+        (source / "AA" / "wiki_00").write_text("".join(documents))
+    elif form == "folder":
+        (source / "b").mkdir()
+        (source / "a.txt").write_text(FIRST)
+        (source / "b" / "c.txt").write_text(SECOND)
+    elif form == "wrapped":
+        (source / "a.txt").write_text(FIRST.replace(" high", "\nhigh") + "\n\n" + SECOND.replace(" for", "\nfor"))
+    elif form == "file":
+        (source / "a.txt").write_bytes(plain)
+        flags = ["--documents", "file"]
+    else:
+        (source / "a.txt").write_bytes(plain)
+    assert dump(tmp_path, "--source", source, *flags) == ([f"{FIRST} {SECOND}"] if form == "file" else [FIRST, SECOND])
+
+
+def test_headings_are_dropped_and_reported(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(f"Early life\n\n{FIRST}\n\nShort one.\n")
+    assert dump(tmp_path, "--source", tmp_path / "a.txt") == [FIRST]
+    assert "dropped 1 headings and fragments, 1 sequences under 10 words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("none.txt", None, "none.txt does not exist"),
+        ("a.jsonl", b'{"body": "x"}\n', "no 'text' in it"),
+        ("a.jsonl", b'{"text": "x"}\nnonsense\n', "line 2: not a JSON object"),
+        ("a.txt.gz", gzip.compress(FIRST.encode() * 50)[:60], "damaged or cut short"),
+        ("a.txt.xz", lzma.compress(FIRST.encode() * 50)[:60], "damaged or cut short"),
+        ("a.txt.gz", FIRST.encode(), "damaged or cut short"),
+        ("a.bin", b"\0\1\2" * 100, "is not text"),
+        ("a.txt", b"", "there is no text"),
+    ],
+)
+def test_bad_sources_are_named(tmp_path, capsys, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    dump(tmp_path, "--source", tmp_path / name, expect=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "dump.txt").exists()
+
+
+def test_the_documentation_of_this_machine_is_prose(tmp_path):
+    lines = dump(tmp_path, "--documentation", "--max_megabytes", 0.3)
+    text = " ".join(lines)
+    assert len(text) > 300_000
+    assert ">>>" not in text
+    assert len(set(lines)) > 0.99 * len(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------- binarized_data
+
+
+def binarize(tmp_path, workspace, text: bytes):
+    (tmp_path / "dump.txt").write_bytes(text)
+    run(binarized_data, "--file_path", tmp_path / "dump.txt", "--tokenizer_name", workspace / "bert-base-uncased",
+        "--dump_file", tmp_path / "text")  # fmt: skip
+    return open_token_file(tmp_path / "text.bert-base-uncased.pickle")
+
+
+def test_ids_are_those_of_encoding_line_by_line(tmp_path, workspace, tokenizer):
+    text = (workspace / "dump.txt").read_text()
+    file = binarize(tmp_path, workspace, text.encode())
+    for i, line in enumerate(text.splitlines()):
+        assert file[i].tolist() == tokenizer.encode(line)
+    assert file.tokenizer["tokenizer"] == "bert-base-uncased"
+    assert file.tokenizer["vocab_size"] == len(tokenizer)
+
+
+def test_special_tokens_in_the_text_are_text(tmp_path, workspace, tokenizer):
+    file = binarize(tmp_path, workspace, b"the cat [SEP] a dog [MASK] [CLS].\n")
+    ids = file[0].tolist()
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert not set(ids[1:-1]) & {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
+
+
+def test_a_tokenizer_that_truncates_and_pads_does_neither_here(tmp_path, workspace, tokenizer):
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=200)
+    tokenizer.save_pretrained(tmp_path / "cutting")
+    (tmp_path / "dump.txt").write_text("the cat sees the garden in the morning without a word. " * 5 + "\n")
+    run(binarized_data, "--file_path", tmp_path / "dump.txt", "--tokenizer_name", tmp_path / "cutting",
+        "--dump_file", tmp_path / "text")  # fmt: skip
+    file = open_token_file(tmp_path / "text.cutting.pickle")
+    plain = AutoTokenizer.from_pretrained(workspace / "bert-base-uncased")
+    assert file[0].tolist() == plain.encode((tmp_path / "dump.txt").read_text())
+
+
+def test_bad_bytes_are_reported_and_empty_lines_skipped(tmp_path, workspace, capsys):
+    file = binarize(tmp_path, workspace, b"the cat\n\n   \na \xff dog\nthe garden\n")
+    assert len(file) == 3
+    assert "dump.txt, line 4: not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--file_path", "nothing.txt"], "nothing.txt does not exist"),
+        (["--tokenizer_name", "no-such-tokenizer"], "no-such-tokenizer"),
+        (["--file_path", "{t}/empty.txt"], "not one sequence"),
+    ],
+)
+def test_bad_input_of_binarization(tmp_path, workspace, capsys, flags, message):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    given = ["--file_path", workspace / "dump.txt", "--tokenizer_name", workspace / "bert-base-uncased"]
+    run(binarized_data, *given, "--dump_file", tmp_path / "x", *[flag.format(t=tmp_path) for flag in flags], expect=2)
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_counting_without_a_known_vocabulary_asks_for_its_size(tmp_path, capsys):
+    import pickle
+
+    (tmp_path / "old.pickle").write_bytes(pickle.dumps([np.arange(9)]))
+    flags = ["--data_file", tmp_path / "old.pickle", "--token_counts_dump", tmp_path / "counts.pickle"]
+    run(token_counts, *flags, expect=2)
+    assert "give --vocab_size" in capsys.readouterr().err
+    run(token_counts, *flags, "--vocab_size", 12)
+    assert pickle.loads((tmp_path / "counts.pickle").read_bytes()) == [1] * 9 + [0] * 3
+
+
+# --------------------------------------------------------------------------------------------------------- results to see
+
+
+def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
+    train(workspace, tmp_path / "student")
+    run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", tmp_path / "student", "--fp32",
+        "--data_file", workspace / "text.bert-base-uncased.pickle", "--output", tmp_path / "table.md")  # fmt: skip
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    teacher, student = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert (teacher[0], teacher[1], student[1]) == ("bert-base-uncased", "4", "2")
+    assert (teacher[5], teacher[7]) == ("100.0 %", "1.00x")
+    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "valid"][-1]
+    assert float(student[4]) == pytest.approx(last["mlm_loss"], abs=2e-3)  # the very same held-out text and masks
+    assert student[5] == f"{100 * last['agreement']:.1f} %"
+
+    run(plot_losses, "--runs", tmp_path / "student", "--output", tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    run(plot_losses, "--runs", workspace, "--output", tmp_path / "none.png", expect=2)
+    assert "is it the dump_path of a run?" in capsys.readouterr().err

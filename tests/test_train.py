@@ -1,0 +1,334 @@
+"""train.py through its command line, on a small BERT."""
+
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, train
+
+import distiller
+from dataset import open_token_file
+from evaluation import held_out_sequences
+from lm_seqs_dataset import LmSeqsDataset
+
+
+def metrics(folder, kind):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoint.pth", weights_only=True)
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(workspace, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(workspace, folder, "--n_epoch", 2)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------- what it leaves
+
+
+def test_the_output_is_a_model_with_its_papers(finished):
+    expected = {
+        "README.md", "checkpoint.pth", "config.json", "git_log.json", "log", "metrics.jsonl", "model.safetensors",
+        "model_epoch_0.pth", "model_epoch_1.pth", "parameters.json", "tokenizer.json", "tokenizer_config.json",
+        "training_state.pth",
+    }  # fmt: skip
+    assert expected == set(os.listdir(finished))
+    assert any(name.startswith("events.out") for name in os.listdir(finished / "log" / "train"))
+    assert os.stat(finished / "model.safetensors").st_mode == os.stat(finished / "metrics.jsonl").st_mode
+
+
+def test_it_loads_with_from_pretrained_and_nothing_else(finished):
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+    model, report = AutoModelForMaskedLM.from_pretrained(finished, output_loading_info=True)
+    assert not any(report.values())
+    assert model.config.model_type == "distilbert"
+    assert model.config.num_hidden_layers == 2
+    for name, tensor in weights(finished).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    assert AutoModel.from_pretrained(finished).config.architectures == ["DistilBertForMaskedLM"]
+    assert AutoTokenizer.from_pretrained(finished).mask_token == "[MASK]"
+    guesses = pipeline("fill-mask", str(finished))("the cat sees the [MASK].")
+    assert len(guesses) == 5
+
+
+def test_the_card_says_what_it_is_and_how_it_was_made(finished):
+    card = (finished / "README.md").read_text()
+    last = metrics(finished, "valid")[-1]
+    assert f"{last['mlm_loss']:.4g}" in card
+    assert f"{last['agreement']:.4g}" in card
+    assert json.loads((finished / "parameters.json").read_text())["command"] in card
+
+
+def test_every_metric_is_noted(finished):
+    train_rows, valid_rows = metrics(finished, "train"), metrics(finished, "valid")
+    names = {"kind", "update", "tokens", "loss", "loss_ce", "loss_mlm", "loss_cos", "lr", "tokens_per_second"}
+    assert set(train_rows[0]) == names
+    names = {"mlm_loss", "perplexity", "accuracy", "kl", "agreement", "teacher_loss", "teacher_accuracy"}
+    assert set(valid_rows[0]) == names | {"kind", "update", "tokens"}
+    assert valid_rows[0]["update"] == 0
+    assert valid_rows[-1]["update"] == train_rows[-1]["update"]
+    for row in train_rows:
+        assert row["loss"] == pytest.approx(5 * row["loss_ce"] + 2 * row["loss_mlm"] + row["loss_cos"])
+
+
+# ------------------------------------------------------------------------------------------------------- the right numbers
+
+
+def test_the_schedule_ends_at_zero_and_every_token_counts(workspace, finished):
+    rows = metrics(finished, "train")
+    assert rows[-1]["lr"] == 0
+    assert max(row["lr"] for row in rows) <= 5e-4
+    file = open_token_file(workspace / "text.bert-base-uncased.pickle")
+    trained = LmSeqsDataset(file, file.tokenizer["special_ids"], 64, exclude=held_out_sequences(len(file), 0.01))
+    micro_batches = math.ceil(len(trained) / 8)
+    assert micro_batches % 4, "the last window of an epoch should be a short one here"
+    assert rows[-1]["update"] == 2 * math.ceil(micro_batches / 4)
+    assert rows[-1]["tokens"] == 2 * trained.n_tokens
+
+
+def test_training_brings_the_student_near_its_teacher(workspace, tmp_path):
+    train(workspace, tmp_path / "run", "--n_epoch", 4, "--learning_rate", 5e-3, "--gradient_accumulation_steps", 1,
+          "--valid_share", 0.1)  # fmt: skip
+    rows = metrics(tmp_path / "run", "valid")
+    assert rows[-1]["kl"] < 0.8 * rows[0]["kl"]
+    assert rows[-1]["agreement"] > rows[0]["agreement"] + 0.1
+    losses = metrics(tmp_path / "run", "train")
+    for term in ("loss_ce", "loss_mlm", "loss_cos"):
+        assert losses[-1][term] < losses[0][term]
+
+
+def test_the_same_command_gives_the_same_weights(workspace, tmp_path, finished):
+    train(workspace, tmp_path / "run", "--n_epoch", 2, "--num_workers", 2)  # and workers change nothing
+    assert_same_weights(weights(finished), weights(tmp_path / "run"))
+
+
+def test_stopped_and_resumed_equals_not_stopped(workspace, tmp_path, finished, monkeypatch):
+    optimize = distiller.Distiller.optimize
+
+    def optimize_and_stop(self, window):
+        optimize(self, window)
+        if self.update in (3, 14):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(distiller.Distiller, "optimize", optimize_and_stop)
+    train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)  # nothing to resume: it begins
+    train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)
+    train(workspace, folder, "--n_epoch", 2, "--resume")
+    assert_same_weights(weights(finished), weights(folder))
+    for kind in ("train", "valid"):
+        rows = [[{k: v for k, v in row.items() if k != "tokens_per_second"} for row in metrics(f, kind)]
+                for f in (finished, folder)]  # fmt: skip
+        assert rows[0] == rows[1]
+
+
+def test_a_changed_flag_does_not_resume(workspace, finished, capsys):
+    train(workspace, finished, "--n_epoch", 2, "--resume", "--learning_rate", 1e-3, "--seed", 57, expect=2)
+    error = capsys.readouterr().err
+    assert "--learning_rate (0.0005 then, 0.001 now)" in error
+    assert "--seed (56 then, 57 now)" in error
+
+
+def test_two_processes_equal_one(workspace, tmp_path):
+    common = ["--dropout", 0, "--attention_dropout", 0, "--n_epoch", 1]
+    train(workspace, tmp_path / "one", *common, "--gradient_accumulation_steps", 4)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py"),
+        "--teacher_name", workspace / "bert-base-uncased", "--data_file", workspace / "text.bert-base-uncased.pickle",
+        "--token_counts", workspace / "counts.pickle", "--batch_size", 8, "--n_gpu", 0, "--fp32", *common,
+        "--gradient_accumulation_steps", 2, "--dump_path", tmp_path / "two",
+    ]  # fmt: skip
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=240)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-5, msg=name)
+    final = [metrics(tmp_path / name, "train")[-1] for name in ("one", "two")]
+    assert final[0]["tokens"] == final[1]["tokens"]
+    assert final[0]["loss"] == pytest.approx(final[1]["loss"], rel=1e-4)
+
+
+def test_positions_stay_frozen_unless_asked_otherwise(workspace, tmp_path):
+    import extract_for_distil
+
+    init = tmp_path / "init.pth"
+    run(
+        extract_for_distil,
+        "--bert_model",
+        workspace / "bert-base-uncased",
+        "--dump_checkpoint",
+        init,
+        "--vocab_transform",
+    )
+    name = "distilbert.embeddings.position_embeddings.weight"
+    before = torch.load(init, weights_only=True)
+    for flags, stays in (([], True), (["--no-freeze_pos_embs"], False)):
+        train(workspace, tmp_path / "run", "--from_pretrained_weights", init, "--force", *flags)
+        after = weights(tmp_path / "run")
+        assert torch.equal(before[name], after[name]) == stays
+        assert not torch.equal(before["vocab_transform.weight"], after["vocab_transform.weight"])
+
+
+def test_initializer_range_and_architecture_flags_are_obeyed(workspace, tmp_path):
+    train(workspace, tmp_path / "run", "--n_layers", 3, "--hidden_dim", 48, "--initializer_range", 0.5,
+          "--learning_rate", 1e-9)  # fmt: skip
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["n_layers"], config["hidden_dim"], config["initializer_range"]) == (3, 48, 0.5)
+    assert weights(tmp_path / "run")["distilbert.embeddings.word_embeddings.weight"].std() == pytest.approx(
+        0.5, rel=0.1
+    )
+
+
+def test_without_a_teacher_it_trains_a_language_model(workspace, tmp_path):
+    flags = ["--alpha_ce", 0, "--alpha_cos", 0, "--student_type", "bert", "--student_pretrained_weights"]
+    import train as script
+
+    run(script, "--dump_path", tmp_path / "run", "--data_file", workspace / "text.bert-base-uncased.pickle", *flags,
+        workspace / "bert-base-uncased", "--batch_size", 8, "--gradient_accumulation_steps", 1, "--n_gpu", 0)  # fmt: skip
+    rows = metrics(tmp_path / "run", "valid")
+    assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"] - 0.5
+    assert "agreement" not in rows[-1]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("bert", 4)
+
+
+def test_old_pickles_and_old_flags_give_the_same_run(workspace, tmp_path, finished):
+    file = open_token_file(workspace / "text.bert-base-uncased.pickle")
+    (tmp_path / "old.pickle").write_bytes(pickle.dumps([np.array(file[i]) for i in range(len(file))]))
+    name = str(workspace / "bert-base-uncased")
+    train(workspace, tmp_path / "run", "--n_epoch", 2, "--data_file", tmp_path / "old.pickle", "--bert_model", name,
+          "--bert_tokenizer", name, "--local-rank", -1)  # fmt: skip
+    assert_same_weights(weights(finished), weights(tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data_file", "nothing.pickle"], "nothing.pickle does not exist"),
+        (["--data_file", "{w}/dump.txt"], "dump.txt is not a pickle"),
+        (["--data_file", "{w}"], "is a folder"),
+        (["--token_counts", "nothing.pickle"], "nothing.pickle is no file"),
+        (["--token_counts", "{t}/short.pickle"], "short.pickle counts a vocabulary of 99 tokens"),
+        (["--teacher_name", "no-such-model"], "no-such-model"),
+        (["--tokenizer_name", "no-such-tokenizer"], "no-such-tokenizer"),
+        (["--student_config", "{t}/none.json"], "none.json does not exist"),
+        (["--student_config", "{t}/wide.json"], "--alpha_cos compares hidden states"),
+        (["--student_config", "{t}/other_vocabulary.json"], "do not share a vocabulary"),
+        (["--student_config", "{t}/wide.json", "--n_layers", "2"], "--n_layers contradicts"),
+        (["--student_pretrained_weights", "{t}/none.pth"], "none.pth does not exist"),
+        (["--student_pretrained_weights", "{t}/hostile.pth"], "hostile.pth is no file of weights"),
+        (["--student_pretrained_weights", "{t}/misfit.pth"], "misfit.pth does not fit"),
+        (["--n_heads", "5"], "not a multiple of its 5 heads"),
+        (["--force", "--resume"], "--force begins anew and --resume goes on"),
+        (["--word_mask", "0.9"], "must add up to 1"),
+        (["--alpha_ce", "-1"], "--alpha_ce -1.0: it must be 0 or more"),
+        (["--alpha_ce", "0", "--alpha_mlm", "0", "--alpha_cos", "0"], "nothing to learn from"),
+        (["--alpha_clm", "1"], "--alpha_clm 1.0: a distilbert is not causal"),
+        (["--no-mlm"], "--no-mlm: a distilbert is not a causal model"),
+        (["--temperature", "0"], "--temperature 0.0: it must be more than 0"),
+        (["--n_epoch", "0"], "--n_epoch 0"),
+        (["--tokens_per_batch", "20"], "--tokens_per_batch 20"),
+        (["--tokens_per_batch", "512", "--no-group_by_size"], "--no-group_by_size"),
+        (["--teacher_type", "roberta"], "--teacher_type roberta"),
+        (["--student_type", "gpt2"], "--student_type gpt2"),
+        (["--n_gpu", "8"], "--n_gpu 8"),
+        (["--fp16"], "--fp16 needs a GPU"),
+        (["--valid_share", "2"], "--valid_share 2.0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(workspace, tmp_path, capsys, monkeypatch, flags, message):
+    if torch.cuda.is_available() and flags[0] in ("--n_gpu", "--fp16"):
+        pytest.skip("this machine has a GPU, where these flags are right")
+    (tmp_path / "short.pickle").write_bytes(pickle.dumps([1] * 99))
+    vocab_size = json.loads((workspace / "bert-base-uncased" / "config.json").read_text())["vocab_size"]
+    shape = {"model_type": "distilbert", "n_layers": 1, "n_heads": 2, "dim": 64, "hidden_dim": 64}
+    (tmp_path / "wide.json").write_text(json.dumps({**shape, "vocab_size": vocab_size}))
+    (tmp_path / "other_vocabulary.json").write_text(json.dumps({**shape, "dim": 32, "vocab_size": 30522}))
+    torch.save({"vocab_projector.bias": torch.zeros(7)}, tmp_path / "misfit.pth")
+    torch.save([os.system], tmp_path / "hostile.pth")
+    flags = [flag.format(w=workspace, t=tmp_path) for flag in flags]
+    train(workspace, tmp_path / "run", *flags, expect=2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_flag_is_an_error(workspace, tmp_path):
+    with pytest.raises(SystemExit) as exit_info:
+        train(workspace, tmp_path / "run", "--learnin_rate", 1)
+    assert exit_info.value.code == 2
+
+
+def test_another_tokenizers_data_is_refused(workspace, tmp_path, capsys):
+    import binarized_data
+    import train_vocabulary
+
+    run(train_vocabulary, "--file_path", workspace / "dump.txt", "--vocab_size", 120, "--output", tmp_path / "other")
+    run(binarized_data, "--file_path", workspace / "dump.txt", "--bert_tokenizer", tmp_path / "other",
+        "--dump_file", tmp_path / "text")  # fmt: skip
+    train(workspace, tmp_path / "run", "--data_file", tmp_path / "text.other.pickle", expect=2)
+    assert "was binarized with the tokenizer other" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_a_mask_is_refused(workspace, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(workspace / "bert-base-uncased")
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path / "maskless")
+    train(workspace, tmp_path / "run", "--tokenizer_name", tmp_path / "maskless", expect=2)
+    assert "no mask token" in capsys.readouterr().err
+
+
+def test_force_overwrites_a_run_and_nothing_else(workspace, tmp_path, capsys):
+    folder = tmp_path / "run"
+    train(workspace, folder)
+    (folder / "notes.txt").write_text("mine")
+    train(workspace, folder, expect=2)
+    assert "already exists: add --force" in capsys.readouterr().err
+    train(workspace, folder, "--force", "--student_pretrained_weights", folder / "checkpoint.pth", expect=2)
+    assert "checkpoint.pth, which this run reads" in capsys.readouterr().err
+    assert (folder / "checkpoint.pth").exists()
+    train(workspace, folder, "--force", "--data_file", "nothing.pickle", expect=2)
+    assert (folder / "checkpoint.pth").exists()
+    train(workspace, folder, "--force")
+    assert (folder / "notes.txt").read_text() == "mine"
+
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    train(workspace, tmp_path / "precious", "--force", expect=2)
+    assert "is not the output of a run" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(workspace, tmp_path, capsys):
+    folder = tmp_path / "run"
+    train(workspace, folder, "--learning_rate", 1e30, "--checkpoint_interval", 1, "--warmup_prop", 0.2, expect=1)
+    error = capsys.readouterr().err
+    assert "not finite at update" in error
+    assert "Traceback" not in error
+    state = torch.load(folder / "training_state.pth", weights_only=True)
+    assert state["update"] > 0
+    assert f"not finite at update {state['update'] + 1} of" in error
+    assert all(tensor.isfinite().all() for tensor in state["student"].values())
