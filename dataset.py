@@ -206,6 +206,12 @@ class TokenFile:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
+    @property
+    def identity(self) -> dict:
+        """Tells this corpus from another one: its size and the checksum of its tokens."""
+        crc = self.footer["crc32"]["tokens"] if self.footer else zlib.crc32(self.tokens)
+        return {"sequences": len(self), "tokens": len(self.tokens), "crc32": crc}
+
     def verify(self) -> None:
         """Reads everything once (some GB/s) and raises InputError if a single bit has changed since it was written."""
         if self.footer is None:
@@ -280,7 +286,7 @@ def _open_mapped(path: Path, size: int) -> TokenFile:
     return TokenFile(path, tokens, offsets, footer)
 
 
-# --------------------------------------------------------------------------------------------- pickles of other tools
+# ----------------------------------------------------------------------------------------------- pickles of other tools
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -359,7 +365,7 @@ def count_tokens(file: TokenFile, vocab_size: int) -> np.ndarray:
 
 
 def load_token_counts(path: str | Path, vocab_size: int) -> np.ndarray:
-    """(vocab_size,) int64 occurrences of each token. Raises: InputError if they are another vocabulary's, or foreign."""
+    """(vocab_size,) int64 occurrences of each token. Raises: InputError if they are of another vocabulary."""
     counts = load_plain_pickle(path)
     if not isinstance(counts, (list, np.ndarray)) or np.asarray(counts).ndim != 1:
         raise InputError(f"{path} holds no list of counts, one per token; scripts/token_counts.py makes one.")

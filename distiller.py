@@ -139,7 +139,7 @@ class Distiller:
         self.tokens = 0  # student's tokens trained on, over all processes
         self._start_interval()
 
-    # ----------------------------------------------------------------------------------------------------- one update
+    # ------------------------------------------------------------------------------------------------------- one update
 
     def step(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
         """The loss terms of one micro-batch: scalars, each a sum over its rows (see `losses`)."""
@@ -220,16 +220,23 @@ class Distiller:
     def _check_finite(self, value: torch.Tensor) -> None:
         if not math.isfinite(value.item()):
             raise RunError(
-                f"the loss or its gradient is not finite at update {self.update + 1} of {self.n_updates}; the state "
-                f"of the last checkpoint in {self.folder.path} is kept. A lower --learning_rate or a longer "
-                f"--warmup_prop usually helps, and so does --bf16 in place of --fp16."
+                f"the loss or its gradient is not finite at update {self.update + 1} of {self.n_updates}; the last "
+                f"checkpoint is kept. A lower --learning_rate or a longer --warmup_prop usually helps, and so does "
+                f"--bf16 in place of --fp16."
             )
 
-    # ----------------------------------------------------------------------------------------------------- the whole run
+    # ---------------------------------------------------------------------------------------------------- the whole run
 
     def train(self) -> str | None:
         """Runs to the end, or to the end of the update in which a stop signal came; returns that signal's name."""
         recipe = self.recipe
+        logger.info(
+            "%d updates in %d epochs, %d micro-batches an update%s",
+            self.n_updates,
+            recipe.n_epoch,
+            self.micro_batches_per_update,
+            f"; going on from update {self.update}" if self.update else "",
+        )
         done = self.epoch * len(self.corpus.train_sampler) + self.updates_of_epoch * self.micro_batches_per_update
         total = recipe.n_epoch * len(self.corpus.train_sampler)
         self.progress = tqdm(
@@ -292,7 +299,7 @@ class Distiller:
         for _ in range(self.updates_per_epoch - self.updates_of_epoch):
             yield list(itertools.islice(batches, self.recipe.gradient_accumulation_steps))
 
-    # ---------------------------------------------------------------------------------------------------------- measuring
+    # -------------------------------------------------------------------------------------------------------- measuring
 
     def evaluate(self) -> dict[str, float]:
         """Held-out losses of the student and its agreement with the teacher (see `evaluation.evaluate`)."""
@@ -350,7 +357,7 @@ class Distiller:
             )
         self._start_interval()
 
-    # -------------------------------------------------------------------------------------------------------------- state
+    # ------------------------------------------------------------------------------------------------------------ state
 
     def _checkpoint_is_due(self, last_save: float) -> bool:
         if self.updates_of_epoch == self.updates_per_epoch:

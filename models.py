@@ -99,7 +99,7 @@ class LanguageModel(nn.Module):
         return self.family.head(self.model, hidden)
 
 
-# ------------------------------------------------------------------------------------------------------------- loading
+# -------------------------------------------------------------------------------------------------------------- loading
 
 
 def load_config(name: str) -> PretrainedConfig:

@@ -19,17 +19,19 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from utils import InputError, atomic_write, git_log, new_file_mode, write_json
+from utils import InputError, RunError, atomic_write, git_log, new_file_mode, write_json
 
 STATE = "training_state.pth"
 METRICS = "metrics.jsonl"
 MARK = "parameters.json"  # a folder that holds it is a run's output
-WRITTEN = (
+UNFINISHED = ".*.tmp"
+WRITTEN = (  # --force removes these and nothing else
     MARK, METRICS, STATE, "git_log.json", "checkpoint.pth", "model_epoch_*.pth", "log/train/events.out.*", "README.md",
     "config.json", "generation_config.json", "model.safetensors", "tokenizer*.json", "special_tokens_map.json",
-    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", ".*.tmp",
+    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", UNFINISHED,
 )  # fmt: skip
 
 
@@ -39,17 +41,24 @@ class RunFolder:
     Args:
         path: `--dump_path`.
         parameters: every flag's value, for parameters.json and the card.
+        tokenizer: what the model's users will need.
+        resumed_at: the update that a resumed run goes on from; None for a new one, which removes an old one's files.
     """
 
-    def __init__(self, path: str | Path, parameters: dict, tokenizer) -> None:
+    def __init__(self, path: str | Path, parameters: dict, tokenizer, resumed_at: int | None = None) -> None:
         from tensorboardX import SummaryWriter
 
         self.path, self.parameters = Path(path), parameters
         self.path.mkdir(parents=True, exist_ok=True)
+        if resumed_at is None:
+            _clear(self.path, WRITTEN)
+        else:
+            _clear(self.path, (UNFINISHED,))  # what a killed process left
+            _rewind_metrics(self.path / METRICS, resumed_at)
         write_json(self.path / MARK, parameters)
         write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
         tokenizer.save_pretrained(self.path)
-        self.tensorboard = SummaryWriter(str(self.path / "log" / "train"))
+        self.tensorboard = SummaryWriter(str(self.path / "log" / "train"), purge_step=resumed_at)
         self.metrics = open(self.path / METRICS, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
 
     def log_metrics(self, kind: str, update: int, tokens: int, metrics: dict[str, float]) -> None:
@@ -60,14 +69,23 @@ class RunFolder:
             self.tensorboard.add_scalar(f"{kind}/{name}", value, update)
 
     def save(self, model: PreTrainedModel, state: dict, epoch: int | None) -> None:
-        """The model in every form, then the state: a state never stands beside an older model."""
+        """The model in every form, then the state: a state never stands beside an older model.
+
+        Raises: RunError if it can't be written; the files that stood there before are then whole.
+        """
         names = ["checkpoint.pth"] + ([] if epoch is None else [f"model_epoch_{epoch}.pth"])
-        for name in names:
-            self._save_tensors(name, state["student"])
-        self._save_pretrained(model)
-        self.write_card(model)
-        self.tensorboard.flush()
-        self._save_tensors(STATE, state)
+        try:
+            for name in names:
+                self._save_tensors(name, state["student"])
+            self._save_pretrained(model)
+            self.write_card(model)
+            self.tensorboard.flush()
+            self._save_tensors(STATE, state)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save hides an OSError in a RuntimeError
+            raise RunError(
+                f"the checkpoint of update {state['update']} could not be written to {self.path} ({error}); the one "
+                f"before it is kept: make room, and go on with --resume."
+            ) from None
 
     def _save_tensors(self, name: str, value: dict) -> None:
         with atomic_write(self.path / name) as file:
@@ -105,8 +123,8 @@ class RunFolder:
             f"# {self.path.name}",
             "",
             f"A {model.config.model_type} of {model.config.num_hidden_layers} layers and {n_parameters / 1e6:.1f} M "
-            + (f"parameters, distilled from `{teacher}`" if teacher else "parameters, trained by language modelling")
-            + f" on `{Path(parameters['data_file']).name}`.",
+            f"parameters, {f'distilled from `{teacher}`' if teacher else 'trained by language modelling'} "
+            f"on `{Path(parameters['data_file']).name}`.",
             "",
             "## Results",
             "",
@@ -159,7 +177,7 @@ def read_metrics(path: str | Path) -> list[dict]:
         raise InputError(f"{path} is not the metrics.jsonl of a run, or it is damaged.") from None
 
 
-# ------------------------------------------------------------------------------------------- before a run: what is there
+# ------------------------------------------------------------------------------------------ before a run: what is there
 
 
 def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[str]) -> None:
@@ -185,10 +203,9 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
             raise InputError(f"--force would remove {given}, which this run reads; give another --dump_path.")
 
 
-def clear(path: str | Path) -> None:
-    """Removes an earlier run's files, and only files that runs write."""
-    for pattern in WRITTEN:
-        for file in Path(path).glob(pattern):
+def _clear(folder: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for file in folder.glob(pattern):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
@@ -211,9 +228,8 @@ def load_state(path: str | Path) -> dict | None:
         raise InputError(f"{file} is damaged ({type(error).__name__}); start again with --force.") from None
 
 
-def rewind_metrics(path: str | Path, update: int) -> None:
+def _rewind_metrics(file: Path, update: int) -> None:
     """Drops the rows after `update`, which a resumed run writes again, and a last line that a kill cut short."""
-    file = Path(path) / METRICS
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
     with atomic_write(file, "w") as out:

@@ -187,7 +187,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-# -------------------------------------------------------------------------------------------------------------- checks
+# --------------------------------------------------------------------------------------------------------------- checks
 
 
 def sanity_checks(args: argparse.Namespace) -> None:
@@ -221,6 +221,17 @@ def sanity_checks(args: argparse.Namespace) -> None:
             f"--student_config contradicts --student_pretrained_weights {args.student_pretrained_weights}, a whole "
             f"model with a shape of its own: give one of them."
         )
+
+
+def needs_teacher(args: argparse.Namespace) -> bool:
+    return args.alpha_ce > 0 or args.alpha_mse > 0 or args.alpha_cos > 0
+
+
+def inputs_of(args: argparse.Namespace) -> list[str]:
+    """The files and folders that this run reads."""
+    names = (args.data_file, args.token_counts, args.valid_data_file, args.teacher_name, args.tokenizer_name,
+             args.student_config, args.student_pretrained_weights)  # fmt: skip
+    return [name for name in names if name]
 
 
 def _is_state_dict(args: argparse.Namespace) -> bool:
@@ -317,6 +328,7 @@ def check_resume(args: argparse.Namespace, parameters: dict) -> None:
     changed = sorted(key for key in parameters if key in old and key not in HARMLESS and parameters[key] != old[key])
     if changed:
         flags = ", ".join(f"--{key} ({old[key]} then, {parameters[key]} now)" for key in changed)
+        flags = flags.replace("--data (", "the text of --data_file (").replace("--processes", "number of processes")
         raise InputError(f"--resume: this would change the result of the run in {args.dump_path}: {flags}.")
 
 
@@ -333,9 +345,8 @@ def choose_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
     return torch.float32 if args.fp32 or not utils.has_native_bf16(device) else torch.bfloat16
 
 
-def build_corpus(args: argparse.Namespace, tokenizer, length: int, causal: bool, is_master: bool) -> Corpus:
-    """Opens and indexes the text, and says how it is masked and what of it is held out."""
-    file = open_corpus(args.data_file, tokenizer, is_master)
+def build_corpus(args: argparse.Namespace, file: TokenFile, tokenizer, length: int, causal: bool) -> Corpus:
+    """Indexes the text, and says how it is masked and what of it is held out."""
     held_out = evaluation.held_out_sequences(len(file), 0 if args.valid_data_file else args.valid_share)
     special_ids = describe_tokenizer(tokenizer)["special_ids"]
     train_set = LmSeqsDataset(file, special_ids, length, exclude=held_out)
@@ -350,7 +361,7 @@ def build_corpus(args: argparse.Namespace, tokenizer, length: int, causal: bool,
     )
     held_out_batches = None
     if args.valid_data_file:
-        valid_file = open_corpus(args.valid_data_file, tokenizer, is_master)
+        valid_file = open_corpus(args.valid_data_file, tokenizer, verify=True)
         held_out_batches = evaluation.held_out_batches(valid_file, tokenizer, length, causal, None)
     elif len(held_out):
         held_out_batches = evaluation.held_out_batches(file, tokenizer, length, causal, held_out)
@@ -400,6 +411,34 @@ def build_models(args: argparse.Namespace, config: PretrainedConfig, device: tor
     return LanguageModel(student).to(device), LanguageModel(teacher).to(device) if teacher else None
 
 
+def load_configs(args: argparse.Namespace):
+    """Tokenizer, student's and teacher's (or None) configuration, checked against each other; no weights yet."""
+    if needs_teacher(args) and args.teacher_name is None:
+        args.teacher_name = DEFAULT_TEACHER
+    teacher = load_config(args.teacher_name) if args.teacher_name else None
+    whole_student = None if _is_state_dict(args) else args.student_pretrained_weights
+    args.tokenizer_name = args.tokenizer_name or args.teacher_name or whole_student or DEFAULT_TEACHER
+    tokenizer = load_tokenizer(args.tokenizer_name)
+    student = student_config(args, teacher, tokenizer)
+    check_fit(args, student, teacher, tokenizer)
+    return tokenizer, student, teacher
+
+
+def resolve_defaults(args: argparse.Namespace, student: PretrainedConfig, device: torch.device) -> None:
+    """Fills in the defaults that depend on the student and on the machine."""
+    causal = family_of(student).causal
+    if args.alpha_mlm is None:
+        args.alpha_mlm = 0.0 if causal else 2.0
+    if args.alpha_clm is None:
+        args.alpha_clm = 2.0 if causal else 0.0
+    if not (needs_teacher(args) or args.alpha_mlm or args.alpha_clm):
+        raise InputError("all --alpha_... are 0: there is nothing to learn from.")
+    if args.freeze_pos_embs is None:
+        args.freeze_pos_embs = needs_teacher(args) and student.model_type == "distilbert"
+    if args.num_workers is None:
+        args.num_workers = 4 if device.type == "cuda" else 0
+
+
 @utils.cli
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
@@ -409,65 +448,41 @@ def main(argv: list[str] | None = None) -> int:
     utils.quiet_transformers()
 
     # Everything that the user can have got wrong comes before a model is loaded or a file removed.
-    needs_teacher = args.alpha_ce > 0 or args.alpha_mse > 0 or args.alpha_cos > 0
-    if needs_teacher and args.teacher_name is None:
-        args.teacher_name = DEFAULT_TEACHER
     dtype = choose_dtype(args, world.device)
-    inputs = [args.data_file, args.token_counts, args.valid_data_file, args.teacher_name, args.tokenizer_name,
-              args.student_config, args.student_pretrained_weights]  # fmt: skip
-    run_folder.check_dump_path(args.dump_path, args.force, args.resume, [name for name in inputs if name])
-    teacher_config = load_config(args.teacher_name) if args.teacher_name else None
-    whole_student = None if _is_state_dict(args) else args.student_pretrained_weights
-    args.tokenizer_name = args.tokenizer_name or args.teacher_name or whole_student or DEFAULT_TEACHER
-    tokenizer = load_tokenizer(args.tokenizer_name)
-    config = student_config(args, teacher_config, tokenizer)
-    check_fit(args, config, teacher_config, tokenizer)
-    causal = family_of(config).causal
-    args.alpha_mlm = (0.0 if causal else 2.0) if args.alpha_mlm is None else args.alpha_mlm
-    args.alpha_clm = (2.0 if causal else 0.0) if args.alpha_clm is None else args.alpha_clm
-    if args.freeze_pos_embs is None:
-        args.freeze_pos_embs = needs_teacher and config.model_type == "distilbert"
-    if args.num_workers is None:
-        args.num_workers = 4 if world.device.type == "cuda" else 0
-    recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
-    if not (needs_teacher or recipe.alpha_mlm or recipe.alpha_clm):
-        raise InputError("all --alpha_... are 0: there is nothing to learn from.")
-    lengths = [max_length(c) for c in (config, teacher_config) if c] + [tokenizer.model_max_length]
-    corpus = build_corpus(args, tokenizer, min(lengths), causal, world.is_master)
-
-    parameters = {**vars(args), "command": run_folder.command_line()}
-    state = None
-    if args.resume and (state := run_folder.load_state(args.dump_path)):
+    run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
+    tokenizer, student_cfg, teacher_cfg = load_configs(args)
+    resolve_defaults(args, student_cfg, world.device)
+    file = open_corpus(args.data_file, tokenizer, verify=world.is_master)
+    length = min([max_length(cfg) for cfg in (student_cfg, teacher_cfg) if cfg] + [tokenizer.model_max_length])
+    corpus = build_corpus(args, file, tokenizer, length, family_of(student_cfg).causal)
+    parameters = vars(args) | {
+        "data": file.identity,
+        "dtype": str(dtype),
+        "processes": world.size,
+        "command": run_folder.command_line(),
+    }
+    state = run_folder.load_state(args.dump_path) if args.resume else None
+    if state:
         check_resume(args, parameters)
 
     logger.info("running on %s, computing in %s", utils.describe_device(world.device), str(dtype).split(".")[1])
-    if args.teacher_name and not needs_teacher:
+    if args.teacher_name and not needs_teacher(args):
         logger.info("no loss uses the teacher %s: it only serves to measure the agreement", args.teacher_name)
     utils.set_seed(args.seed)  # of the student's random weights
-    student, teacher = build_models(args, config, world.device)
-
+    student, teacher = build_models(args, student_cfg, world.device)
     folder = None
     if world.is_master:
-        run_folder.clear(args.dump_path) if state is None else run_folder.rewind_metrics(
-            args.dump_path, state["update"]
-        )
-        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer)
+        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, state["update"] if state else None)
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
     distiller = Distiller(recipe, student, teacher, corpus, world, dtype, folder)
-    if state is not None:
+    if state:
         distiller.load_state_dict(state)
-        logger.info("going on from update %d of %d", distiller.update, distiller.n_updates)
-    logger.info(
-        "%d updates: %d epochs of %d micro-batches, %d a update",
-        distiller.n_updates, args.n_epoch, len(corpus.train_sampler), distiller.micro_batches_per_update,
-    )  # fmt: skip
     start = time.monotonic()
     signal_name = distiller.train()
     if folder:
         folder.close()
     if signal_name:
-        logger.info(
-            "stopped by %s after update %d; the same command with --resume goes on", signal_name, distiller.update
-        )
+        logger.info("stopped by %s at update %d; with --resume it goes on there", signal_name, distiller.update)
         return utils.EXIT_INTERRUPTED
     logger.info("done in %.0f s: %s holds the model for from_pretrained", time.monotonic() - start, args.dump_path)
     return utils.EXIT_OK

@@ -68,7 +68,7 @@ def size_on_disk(name: str) -> int | None:
 def table(rows: list[dict]) -> str:
     """Markdown; the first row is the teacher's, which the others' ratios refer to."""
     lines = [
-        "| model | layers | parameters (M) | on disk (MB) | held-out MLM loss | top-1 as teacher | tokens/s | speed-up |",
+        "| model | layers | parameters (M) | on disk (MB) | held-out loss | top-1 as teacher | tokens/s | speed-up |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

@@ -234,7 +234,7 @@ def is_prose(block: str) -> bool:
     return len(re.findall(r"[A-Za-z][a-z']+", block)) > 0.75 * len(words)
 
 
-# ---------------------------------------------------------------------------------------------- documents to sequences
+# ----------------------------------------------------------------------------------------------- documents to sequences
 
 
 def sentences(paragraph: str) -> list[str]:

@@ -41,7 +41,7 @@ def finished(workspace, tmp_path_factory):
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------- what it leaves
+# ------------------------------------------------------------------------------------------------------- what it leaves
 
 
 def test_the_output_is_a_model_with_its_papers(finished):
@@ -90,7 +90,7 @@ def test_every_metric_is_noted(finished):
         assert row["loss"] == pytest.approx(5 * row["loss_ce"] + 2 * row["loss_mlm"] + row["loss_cos"])
 
 
-# ------------------------------------------------------------------------------------------------------- the right numbers
+# ---------------------------------------------------------------------------------------------------- the right numbers
 
 
 def test_the_schedule_ends_at_zero_and_every_token_counts(workspace, finished):
@@ -201,8 +201,9 @@ def test_without_a_teacher_it_trains_a_language_model(workspace, tmp_path):
     flags = ["--alpha_ce", 0, "--alpha_cos", 0, "--student_type", "bert", "--student_pretrained_weights"]
     import train as script
 
-    run(script, "--dump_path", tmp_path / "run", "--data_file", workspace / "text.bert-base-uncased.pickle", *flags,
-        workspace / "bert-base-uncased", "--batch_size", 8, "--gradient_accumulation_steps", 1, "--n_gpu", 0)  # fmt: skip
+    data = workspace / "text.bert-base-uncased.pickle"
+    run(script, "--dump_path", tmp_path / "run", "--data_file", data, *flags, workspace / "bert-base-uncased",
+        "--batch_size", 8, "--gradient_accumulation_steps", 1, "--n_gpu", 0)  # fmt: skip
     rows = metrics(tmp_path / "run", "valid")
     assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"] - 0.5
     assert "agreement" not in rows[-1]
