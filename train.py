@@ -73,7 +73,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -184,7 +184,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--log_interval", type=int, help="default: 10, or less in a short run")
     group.add_argument("--eval_interval", type=int, help="default: 20 evaluations a run")
     group.add_argument("--checkpoint_interval", type=int, help="default: every 15 minutes; always after an epoch")
-    return parser.parse_args(argv)
+    return parser
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -441,7 +441,7 @@ def resolve_defaults(args: argparse.Namespace, student: PretrainedConfig, device
 
 @utils.cli
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = make_parser().parse_args(argv)
     sanity_checks(args)
     world = utils.init_world(args.n_gpu, args.local_rank)
     utils.setup_logging(world.is_master)
