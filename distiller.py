@@ -118,7 +118,7 @@ class Distiller:
         self.micro_batches_per_update = world.size * recipe.gradient_accumulation_steps
         self.updates_per_epoch = math.ceil(n_micro_batches / self.micro_batches_per_update)
         self.n_updates = self.updates_per_epoch * recipe.n_epoch
-        self.log_interval = recipe.log_interval or min(10, max(1, self.n_updates // 50))
+        self.log_interval = recipe.log_interval or min(500, max(1, self.n_updates // 100))
         self.eval_interval = recipe.eval_interval or max(1, self.n_updates // N_EVALUATIONS)
 
         self.parameters = [p for p in student.parameters() if p.requires_grad]

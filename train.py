@@ -181,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--num_workers", type=int, help="processes that prepare batches (default: 4 with a GPU, else 0)")
 
     group = parser.add_argument_group("intervals, in updates")
-    group.add_argument("--log_interval", type=int, help="default: 10, or less in a short run")
+    group.add_argument("--log_interval", type=int, help="default: 100 lines a run, but at least one every 500")
     group.add_argument("--eval_interval", type=int, help="default: 20 evaluations a run")
     group.add_argument("--checkpoint_interval", type=int, help="default: every 15 minutes; always after an epoch")
     return parser

@@ -12,7 +12,7 @@ begin=$SECONDS
 step() { say "[$1/8] $2 (after $((SECONDS - begin)) s)"; }
 
 step 1 "Collecting English prose from the documentation on this machine"
-[ -s $out/dump.txt ] || python scripts/make_dump.py --documentation --max_megabytes 5 --target_length 32 --dump_file $out/dump.txt
+[ -s $out/dump.txt ] || python scripts/make_dump.py --documentation --max_megabytes 4 --target_length 32 --dump_file $out/dump.txt
 
 step 2 "Training a WordPiece vocabulary on it"
 [ -d $out/tokenizer ] || python scripts/train_vocabulary.py --file_path $out/dump.txt --vocab_size 4096 --output $out/tokenizer
@@ -22,17 +22,17 @@ python scripts/binarized_data.py --file_path $out/dump.txt --bert_tokenizer $out
 python scripts/token_counts.py --data_file $out/text.tokenizer.pickle --token_counts_dump $out/counts.pickle
 
 common="--data_file $out/text.tokenizer.pickle --token_counts $out/counts.pickle --tokenizer_name $out/tokenizer --resume
-    --tokens_per_batch 1024 --gradient_accumulation_steps 1 --dropout 0 --attention_dropout 0 --valid_share 0.02"
+    --tokens_per_batch 1024 --gradient_accumulation_steps 1 --dropout 0 --attention_dropout 0 --mlm_smoothing 0 --valid_share 0.02"
 
 step 4 "Pre-training a small BERT, the teacher: plain masked language modelling"
 python train.py --dump_path $out/teacher $common --student_type bert \
     --n_layers 4 --dim 128 --n_heads 2 --hidden_dim 512 --max_position_embeddings 256 --initializer_range 0.06 \
-    --alpha_ce 0 --alpha_cos 0 --alpha_mlm 1 --mlm_smoothing 0 --n_epoch 3 --learning_rate 2e-3
+    --alpha_ce 0 --alpha_cos 0 --alpha_mlm 1 --n_epoch 5 --learning_rate 2e-3
 
 step 5 "Taking every second of its layers for the student"
 python scripts/extract_for_distil.py --bert_model $out/teacher --dump_checkpoint $out/init.pth --vocab_transform
 
-common="$common --teacher_name $out/teacher --from_pretrained_weights $out/init.pth --n_epoch 1 --learning_rate 1e-3"
+common="$common --teacher_name $out/teacher --from_pretrained_weights $out/init.pth --n_epoch 1"
 step 6 "Distilling the student"
 python train.py --dump_path $out/student $common
 
