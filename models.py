@@ -191,6 +191,8 @@ def build_student(config: PretrainedConfig, weights: str | None) -> PreTrainedMo
         logger.warning("%s does not hold %s: these start from random weights", weights, _some(missing))
     student.load_state_dict(state, strict=False)
     student.tie_weights()
+    if f"{family_of(config).positions}.weight" in state and getattr(config, "sinusoidal_pos_embds", False):
+        student.config.sinusoidal_pos_embds = False  # the table is the teacher's now
     return student
 
 

@@ -75,7 +75,10 @@ HARMLESS = {
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="train.py --dump_path FOLDER --data_file FILE [flags]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     switch = argparse.BooleanOptionalAction
 
@@ -481,6 +484,7 @@ def main(argv: list[str] | None = None) -> int:
     signal_name = distiller.train()
     if folder:
         folder.close()
+    world.close()
     if signal_name:
         logger.info("stopped by %s at update %d; with --resume it goes on there", signal_name, distiller.update)
         return utils.EXIT_INTERRUPTED

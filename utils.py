@@ -118,11 +118,11 @@ class World:
 
             dist.all_reduce(tensor)
 
-    def barrier(self) -> None:
+    def close(self) -> None:
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.barrier()
+            dist.destroy_process_group()
 
 
 def init_world(n_gpu: int | None, local_rank: int = -1) -> World:

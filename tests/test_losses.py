@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from distiller import Corpus, Distiller, Recipe
 from grouped_batch_sampler import GroupedBatchSampler
-from micro_batches import Masking, prepare_batch_clm, prepare_batch_mlm
+from micro_batches import Masking, MicroBatch, prepare_batch_clm, prepare_batch_mlm
 from models import LanguageModel, build_student, half_depth_config
 from utils import World
 
@@ -120,6 +120,43 @@ def test_masked_losses_equal_the_formula(name, tokenizer, teacher):
     value, gradients = distill_once(student, teacher, window, recipe)
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients_equal(gradients, exact)
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(tokenizer, teacher):
+    torch.manual_seed(1)
+    student = build_student(half_depth_config(teacher.config), None)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    generator = np.random.default_rng(0)
+    masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
+    sequences = [generator.integers(5, len(tokenizer), n) for n in (8, 30, 12, 25, 9, 17)]
+    large = prepare_batch_mlm(sequences, 0, masking, generator, head_on_all_tokens=True)
+    small = [part_of(large, start, start + 2) for start in (0, 2, 4)]
+    recipe = Recipe(max_grad_norm=1e9)
+    value_1, gradients_1 = distill_once(copy.deepcopy(student), teacher, [large], recipe)
+    value_3, gradients_3 = distill_once(copy.deepcopy(student), teacher, small, recipe)
+    assert value_1 == pytest.approx(value_3, rel=1e-6)
+    for name, gradient in gradients_1.items():
+        if not name.endswith("k_lin.bias"):  # zero in exact arithmetic
+            assert (gradient - gradients_3[name]).norm() < 1e-5 * gradient.norm(), name
+
+
+def part_of(batch: MicroBatch, start: int, stop: int) -> MicroBatch:
+    """Some sequences of a micro-batch, with the masks that they have there."""
+    seq_length = batch.input_ids.shape[1]
+    inside = lambda rows: (rows >= start * seq_length) & (rows < stop * seq_length)
+    positions = batch.head_rows[batch.labelled]
+    rows = batch.token_rows[inside(batch.token_rows)] - start * seq_length
+    labelled = torch.searchsorted(rows, positions[inside(positions)] - start * seq_length)
+    return MicroBatch(
+        batch.input_ids[start:stop],
+        batch.attention_mask[start:stop],
+        rows,
+        rows,
+        labelled,
+        batch.labels[inside(positions)],
+    )
 
 
 def test_causal_losses_equal_the_formula():

@@ -184,6 +184,7 @@ def test_positions_stay_frozen_unless_asked_otherwise(workspace, tmp_path):
         train(workspace, tmp_path / "run", "--from_pretrained_weights", init, "--force", *flags)
         after = weights(tmp_path / "run")
         assert torch.equal(before[name], after[name]) == stays
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["sinusoidal_pos_embds"] is False
         assert not torch.equal(before["vocab_transform.weight"], after["vocab_transform.weight"])
 
 
@@ -218,6 +219,18 @@ def test_old_pickles_and_old_flags_give_the_same_run(workspace, tmp_path, finish
     train(workspace, tmp_path / "run", "--n_epoch", 2, "--data_file", tmp_path / "old.pickle", "--bert_model", name,
           "--bert_tokenizer", name, "--local-rank", -1)  # fmt: skip
     assert_same_weights(weights(finished), weights(tmp_path / "run"))
+
+
+def test_a_command_of_the_later_generation_runs(workspace, tmp_path):
+    config = json.loads((ROOT / "training_configs" / "distilbert-base-uncased.json").read_text())
+    vocab_size = json.loads((workspace / "bert-base-uncased" / "config.json").read_text())["vocab_size"]
+    config |= {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64, "vocab_size": vocab_size}
+    (tmp_path / "student.json").write_text(json.dumps(config))
+    train(workspace, tmp_path / "run", "--student_type", "distilbert", "--student_config", tmp_path / "student.json",
+          "--teacher_type", "bert", "--alpha_ce", 5.0, "--alpha_mlm", 2.0, "--alpha_cos", 1.0, "--alpha_clm", 0.0,
+          "--mlm", "--freeze_pos_embs", "--force", "--fp16_opt_level", "O1", "--log_interval", 1)  # fmt: skip
+    rows = metrics(tmp_path / "run", "train")
+    assert len(rows) == rows[-1]["update"]
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
