@@ -258,9 +258,9 @@ class Distiller:
                         self._log_interval()
                     if self.update % self.eval_interval == 0 and self.update + self.eval_interval <= self.n_updates:
                         self._evaluate_and_log()
-                    if stop.name and self.update < self.n_updates:
+                    if self._on_any_process(stop.name is not None) and self.update < self.n_updates:
                         self.save()
-                        return stop.name
+                        return stop.name or "a signal to another process"
                     if self._checkpoint_is_due(last_save):
                         self.save()
                         last_save = time.monotonic()
@@ -271,6 +271,14 @@ class Distiller:
                 self.save(epoch=self.epoch - 1)
                 last_save = time.monotonic()
         return None
+
+    def _on_any_process(self, flag: bool) -> bool:
+        """The processes must leave the loop at the same update."""
+        if self.world.size == 1:
+            return flag
+        n = torch.tensor(float(flag), device=self.world.device)
+        self.world.all_reduce(n)
+        return n.item() > 0
 
     def _windows(self) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of the rest of the epoch, a window at a time."""

@@ -14,6 +14,7 @@ one's own is made. The flags of both generations of the original scripts work un
 
 import argparse
 import dataclasses
+import os
 import time
 from pathlib import Path
 
@@ -439,7 +440,7 @@ def resolve_defaults(args: argparse.Namespace, student: PretrainedConfig, device
     if args.freeze_pos_embs is None:
         args.freeze_pos_embs = needs_teacher(args) and student.model_type == "distilbert"
     if args.num_workers is None:
-        args.num_workers = 4 if device.type == "cuda" else 0
+        args.num_workers = min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
 
 
 @utils.cli
