@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+import model_card
 from utils import InputError, RunError, atomic_write, git_log, new_file_mode, write_json
 
 STATE = "training_state.pth"
@@ -78,7 +79,9 @@ class RunFolder:
             for name in names:
                 self._save_tensors(name, state["student"])
             self._save_pretrained(model)
-            self.write_card(model)
+            card = model_card.render(self.path.name, model, self.parameters, read_metrics(self.path / METRICS))
+            with atomic_write(self.path / "README.md", "w") as file:
+                file.write(card)
             self.tensorboard.flush()
             self._save_tensors(STATE, state)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save hides an OSError in a RuntimeError
@@ -101,65 +104,6 @@ class RunFolder:
     def close(self) -> None:
         self.metrics.close()
         self.tensorboard.close()
-
-    # ------------------------------------------------------------------------------------------------------- model card
-
-    def write_card(self, model: PreTrainedModel) -> None:
-        rows = read_metrics(self.path / METRICS)
-        valid = [row for row in rows if row["kind"] == "valid"]
-        train = [row for row in rows if row["kind"] == "train"]
-        parameters = self.parameters
-        teacher = parameters.get("teacher_name")
-        n_parameters = sum(p.numel() for p in model.parameters())
-        causal = "clm_loss" in (valid[-1] if valid else {})
-        lines = [
-            "---",
-            "library_name: transformers",
-            f"pipeline_tag: {'text-generation' if causal else 'fill-mask'}",
-            *([f"base_model: {teacher}"] if teacher else []),
-            "tags: [distillation]" if teacher else "tags: []",
-            "---",
-            "",
-            f"# {self.path.name}",
-            "",
-            f"A {model.config.model_type} of {model.config.num_hidden_layers} layers and {n_parameters / 1e6:.1f} M "
-            f"parameters, {f'distilled from `{teacher}`' if teacher else 'trained by language modelling'} "
-            f"on `{Path(parameters['data_file']).name}`.",
-            "",
-            "## Results",
-            "",
-        ]
-        if train:
-            seen = f"{train[-1]['tokens'] / 1e6:,.1f} M tokens in {train[-1]['update']:,} updates"
-            speed = sorted(row["tokens_per_second"] for row in train)[len(train) // 2]
-            lines += [f"Trained on {seen}, at {speed:,.0f} tokens/s (median)."]
-        if valid:
-            first, last = valid[0], valid[-1]
-            lines += ["", f"Held-out text, fixed masks, at updates {first['update']} and {last['update']}:", ""]
-            lines += ["| | before | now |", "|---|---|---|"]
-            names = [name for name in last if name not in ("kind", "update", "tokens")]
-            lines += [f"| {name.replace('_', ' ')} | {first[name]:.4g} | {last[name]:.4g} |" for name in names]
-        lines += [
-            "",
-            "## Use",
-            "",
-            "```python",
-            "from transformers import pipeline",
-            f'pipeline("{"text-generation" if causal else "fill-mask"}", "{self.path.name}")',
-            "```",
-            "",
-            "## How it was made",
-            "",
-            "```",
-            parameters["command"],
-            "```",
-            "",
-            "Every flag stands in `parameters.json`, the state of the code in `git_log.json`, all losses in "
-            "`metrics.jsonl`.",
-            "",
-        ]
-        with atomic_write(self.path / "README.md", "w") as file:
-            file.write("\n".join(lines))
 
 
 def command_line() -> str:

@@ -76,6 +76,8 @@ def test_the_card_says_what_it_is_and_how_it_was_made(finished):
     assert f"{last['mlm_loss']:.4g}" in card
     assert f"{last['agreement']:.4g}" in card
     assert json.loads((finished / "parameters.json").read_text())["command"] in card
+    assert "distilled from" in card
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n")
 
 
 def test_every_metric_is_noted(finished):
@@ -208,6 +210,7 @@ def test_without_a_teacher_it_trains_a_language_model(workspace, tmp_path):
     rows = metrics(tmp_path / "run", "valid")
     assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"] - 0.5
     assert "agreement" not in rows[-1]
+    assert "trained by language modelling" in (tmp_path / "run" / "README.md").read_text()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"]) == ("bert", 4)
 
