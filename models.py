@@ -115,7 +115,11 @@ def load_config(name: str) -> PretrainedConfig:
             return AutoConfig.for_model(values.pop("model_type", "distilbert"), **values)
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = _first_line(error) if Path(name).exists() else "it is no folder here, and the hub gave none"
+        reason = (
+            _first_line(error)
+            if Path(name).exists()
+            else "it is no folder here, and the hub does not have it or can't be reached"
+        )
         raise InputError(f"{name}: no model configuration could be read ({reason}).") from None
 
 

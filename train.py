@@ -307,7 +307,11 @@ def load_tokenizer(name: str):
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0] if Path(name).exists() else "it is no folder here, and the hub gave none"
+        reason = (
+            str(error).splitlines()[0]
+            if Path(name).exists()
+            else "it is no folder here, and the hub does not have it or can't be reached"
+        )
         raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.") from None
 
 

@@ -88,11 +88,13 @@ def setup_logging(is_master: bool = True) -> None:
 
 
 def quiet_transformers() -> None:
-    """Its load reports and bars repeat what our own messages say."""
+    """Its load reports, bars and notes on retries repeat what our own messages say."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
 
 
 # ------------------------------------------------------------------------------------------------------------ processes

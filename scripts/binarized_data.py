@@ -102,7 +102,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if Path(args.tokenizer_name).exists() else "no folder here, nor on the hub"
+        reason = (
+            str(error).splitlines()[0]
+            if Path(args.tokenizer_name).exists()
+            else "it is no folder here, and the hub does not have it or can't be reached"
+        )
         raise InputError(f"--tokenizer_name {args.tokenizer_name}: no tokenizer there ({reason}).") from None
     encode = Encoder(tokenizer)
     compressed = source.suffix in (".gz", ".bz2", ".xz")
