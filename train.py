@@ -337,7 +337,9 @@ def check_resume(args: argparse.Namespace, parameters: dict) -> None:
     if changed:
         flags = ", ".join(f"--{key} ({old[key]} then, {parameters[key]} now)" for key in changed)
         flags = flags.replace("--data (", "the text of --data_file (").replace("--processes", "number of processes")
-        raise InputError(f"--resume: this would change the result of the run in {args.dump_path}: {flags}.")
+        raise InputError(
+            f"--resume: this would change the result of the run in {args.dump_path}: {flags}; begin anew with --force."
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- wiring

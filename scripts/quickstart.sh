@@ -15,7 +15,7 @@ step 1 "Collecting English prose from the documentation on this machine"
 [ -s $out/dump.txt ] || python scripts/make_dump.py --documentation --max_megabytes 4 --target_length 32 --dump_file $out/dump.txt
 
 step 2 "Training a WordPiece vocabulary on it"
-[ -d $out/tokenizer ] || python scripts/train_vocabulary.py --file_path $out/dump.txt --vocab_size 4096 --output $out/tokenizer
+[ -s $out/tokenizer/tokenizer_config.json ] || python scripts/train_vocabulary.py --file_path $out/dump.txt --vocab_size 4096 --output $out/tokenizer
 
 step 3 "Binarizing the text and counting its tokens"
 python scripts/binarized_data.py --file_path $out/dump.txt --bert_tokenizer $out/tokenizer --dump_file $out/text
