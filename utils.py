@@ -211,6 +211,8 @@ class StopSignal:
         if number == signal.SIGINT and self.name == "SIGINT":
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        at_once = "; again to stop at once, without saving" if number == signal.SIGINT else ""
+        os.write(2, f"\n{self.name}: finishing this update, then saving{at_once}\n".encode())  # safe in a handler
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

@@ -1,0 +1,79 @@
+import os
+import signal
+import stat
+
+import pytest
+
+import utils
+from utils import InputError, RunError, StopSignal, atomic_write, cli
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "file"
+    with atomic_write(path) as file:
+        file.write(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file"]
+    (tmp_path / "plain").write_text("")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_a_signal_is_noted_and_a_second_interrupt_stops_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert stop.name is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.name == "SIGUSR1"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "error, status, message",
+    [
+        (InputError("the flag"), utils.EXIT_BAD_INPUT, "error: the flag"),
+        (RunError("the run"), utils.EXIT_FAILED, "error: the run"),
+        (
+            PermissionError(13, "Permission denied", "some/file"),
+            utils.EXIT_FAILED,
+            "error: Permission denied (some/file)",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_expected_errors_are_one_line_and_a_status(capsys, error, status, message):
+    @cli
+    def main(argv):
+        raise error
+
+    assert main([]) == status
+    assert capsys.readouterr().err.strip() == message
+
+
+def test_bugs_keep_their_traceback():
+    @cli
+    def main(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+def test_git_log_of_a_folder_without_git_is_empty(tmp_path):
+    assert set(utils.git_log(tmp_path).values()) == {None}
+
+
+def test_seeds_that_differ_in_one_part_differ():
+    import torch
+
+    drawn = set()
+    for seed in ((1, 2, 3), (1, 3, 2), (2, 2, 3), (1, 2)):
+        utils.set_seed(*seed)
+        drawn.add(torch.rand(()).item())
+    assert len(drawn) == 4
