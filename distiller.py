@@ -405,7 +405,8 @@ class Distiller:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.updates_of_epoch = state["epoch"], state["updates_of_epoch"]
         self.update, self.tokens = state["update"], state["tokens"]
-        self.interval = state["interval"]
+        device = self.world.device
+        self.interval = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in state["interval"].items()}
         self._interval_start = time.monotonic()
 
 

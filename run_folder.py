@@ -133,18 +133,18 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"--dump_path {path} is a file; give a folder.")
-    if resume or not path.exists() or not any(path.iterdir()):
+    if not path.exists() or not any(path.iterdir()) or (resume and (path / STATE).is_file()):
         return
-    if not force:
+    if not force and not resume:
         raise InputError(
             f"--dump_path {path} already exists: add --force to overwrite the run in it, --resume to go on with it, "
             f"or give another folder."
         )
     if not (path / MARK).is_file():
-        raise InputError(f"--dump_path {path} is not the output of a run (no {MARK}), so --force does not touch it.")
+        raise InputError(f"--dump_path {path} is not the output of a run (no {MARK}), so nothing is written there.")
     for given in inputs:
         if Path(given).exists() and Path(given).resolve().is_relative_to(path.resolve()):
-            raise InputError(f"--force would remove {given}, which this run reads; give another --dump_path.")
+            raise InputError(f"--dump_path {path} holds {given}, which this run reads; give another folder.")
 
 
 def _clear(folder: Path, patterns: tuple[str, ...]) -> None:

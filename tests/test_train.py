@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,6 +338,22 @@ def test_force_overwrites_a_run_and_nothing_else(workspace, tmp_path, capsys):
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
     train(workspace, tmp_path / "precious", "--force", expect=2)
     assert "is not the output of a run" in capsys.readouterr().err
+
+
+def test_resume_without_a_state_overwrites_nothing_but_a_run(workspace, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(workspace / "bert-base-uncased", teacher)
+    before = {path.name: path.read_bytes() for path in teacher.iterdir()}
+    train(workspace, teacher, "--resume", "--teacher_name", teacher, expect=2)
+    assert "is not the output of a run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
+
+    folder = tmp_path / "run"
+    train(workspace, folder)
+    (folder / "training_state.pth").unlink()
+    train(workspace, folder, "--resume", "--student_pretrained_weights", folder / "checkpoint.pth", expect=2)
+    assert "checkpoint.pth, which this run reads" in capsys.readouterr().err
+    assert (folder / "checkpoint.pth").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(workspace, tmp_path, capsys):
