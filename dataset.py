@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, why_not_loaded
 
 FORMAT = 1
 MAGIC = b"DISTILTK"
@@ -38,6 +38,17 @@ SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask", "bos", "eos")
 
 
 # ------------------------------------------------------------------------------------------------ what the tokenizer is
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of a hub name or folder. Raises: InputError if there is none."""
+    from transformers import AutoTokenizer  # seconds to import, and not needed to read files
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = why_not_loaded(name, error)
+        raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.") from None
 
 
 def describe_tokenizer(tokenizer) -> dict:

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from utils import InputError, logger
+from utils import InputError, first_line, logger, why_not_loaded
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,7 @@ def load_config(name: str) -> PretrainedConfig:
             return AutoConfig.for_model(values.pop("model_type", "distilbert"), **values)
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = (
-            _first_line(error)
-            if Path(name).exists()
-            else "it is no folder here, and the hub does not have it or can't be reached"
-        )
-        raise InputError(f"{name}: no model configuration could be read ({reason}).") from None
+        raise InputError(f"{name}: no model configuration could be read ({why_not_loaded(name, error)}).") from None
 
 
 def load_language_model(
@@ -138,7 +133,7 @@ def load_language_model(
     try:
         model, report = auto_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{purpose} {name}: the weights could not be loaded ({_first_line(error)}).") from None
+        raise InputError(f"{purpose} {name}: the weights could not be loaded ({first_line(error)}).") from None
     missing = sorted(report["missing_keys"])
     encoder = family_of(config).encoder
     if any(key.startswith(f"{encoder}.") for key in missing):
@@ -161,7 +156,7 @@ def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage can raise nearly anything
-        raise InputError(f"{path} is no file of weights, or cut short ({_first_line(error)}).") from None
+        raise InputError(f"{path} is no file of weights, or cut short ({first_line(error)}).") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} does not hold a state dict, a table of named tensors.")
     return state
@@ -249,10 +244,6 @@ def freeze(model: PreTrainedModel, table: str | None) -> bool:
         return False
     model.get_submodule(table).weight.requires_grad_(False)
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _some(names: list[str]) -> str:

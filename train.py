@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 import evaluation
 import run_folder
@@ -29,6 +29,7 @@ from dataset import (
     count_tokens,
     describe_tokenizer,
     load_token_counts,
+    load_tokenizer,
     open_token_file,
 )
 from distiller import Corpus, Distiller, Recipe
@@ -301,18 +302,6 @@ def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: Pret
         raise InputError(f"--alpha_mlm {args.alpha_mlm}: a {student.model_type} is causal; use --alpha_clm.")
     if not causal and args.alpha_clm:
         raise InputError(f"--alpha_clm {args.alpha_clm}: a {student.model_type} is not causal; use --alpha_mlm.")
-
-
-def load_tokenizer(name: str):
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = (
-            str(error).splitlines()[0]
-            if Path(name).exists()
-            else "it is no folder here, and the hub does not have it or can't be reached"
-        )
-        raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.") from None
 
 
 def open_corpus(path: str, tokenizer, verify: bool) -> TokenFile:

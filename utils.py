@@ -40,6 +40,17 @@ class InputError(ValueError):
     """What the user gave can't be used. The message is one sentence: the thing, what is wrong, the way out."""
 
 
+def why_not_loaded(name: str, error: Exception) -> str:
+    """In a few words, why a hub name or folder could not be loaded."""
+    if not Path(name).exists():
+        return "it is no folder here, and the hub does not have it or can't be reached"
+    return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 class RunError(RuntimeError):
     """The run can't go on. The message is one sentence, shown without a traceback."""
 

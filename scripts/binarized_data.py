@@ -18,7 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from dataset import TokenFileWriter, boundary_ids, describe_tokenizer, tokenizer_short_name
+from dataset import TokenFileWriter, boundary_ids, describe_tokenizer, load_tokenizer, tokenizer_short_name
 from utils import InputError, logger
 
 LINES_AT_ONCE = 4096
@@ -97,17 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--file_path {source} does not exist; scripts/make_dump.py makes one from text you have.")
     target = f"{args.dump_file}.{tokenizer_short_name(args.tokenizer_name)}.pickle"
 
-    from transformers import AutoTokenizer  # seconds to import, so not before the flags are checked
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
-    except (OSError, ValueError) as error:
-        reason = (
-            str(error).splitlines()[0]
-            if Path(args.tokenizer_name).exists()
-            else "it is no folder here, and the hub does not have it or can't be reached"
-        )
-        raise InputError(f"--tokenizer_name {args.tokenizer_name}: no tokenizer there ({reason}).") from None
+    tokenizer = load_tokenizer(args.tokenizer_name)
     encode = Encoder(tokenizer)
     compressed = source.suffix in (".gz", ".bz2", ".xz")
     size = None if compressed else source.stat().st_size

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import evaluation
 import utils
+from dataset import load_tokenizer
 from models import LanguageModel, load_language_model, max_length
-from train import choose_dtype, load_tokenizer, open_corpus
+from train import choose_dtype, open_corpus
 from utils import InputError, World, logger
 
 
