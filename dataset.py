@@ -1,4 +1,4 @@
-"""The binarized corpus on disk: one file that is both a pickle for everyone and a memory map for us.
+"""The binarized corpus on disk: one file that is a pickle for everyone, and is read in place by the toolkit.
 
 `pickle.load` on it returns a list of 1-D numpy arrays, one per sequence, with nothing but numpy installed. The toolkit
 itself never unpickles it: behind the pickle's STOP opcode, where `pickle.load` stops reading, stands a footer that says
@@ -9,71 +9,36 @@ where the two buffers lie. The layout:
     middle    ), numpy.frombuffer(
     offsets   n_sequences + 1 int64: sequence i is tokens[offsets[i] : offsets[i + 1]]
     tail      , offsets[1:-1]))  STOP
-    footer    JSON (see `TokenFileWriter`), its crc32 and length, a magic word
+    footer    JSON (see `TokenFileWriter.finish`), its crc32 and length, a magic word
 
 Lists of arrays or of lists pickled by other tools load too, through an unpickler that knows numpy arrays and plain
 containers and nothing else.
 """
 
 import contextlib
-import hashlib
+import errno
+import fcntl
 import json
-import pickle
+import os
 import shutil
 import struct
-import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from utils import InputError, atomic_write, why_not_loaded
+from safe_pickle import load_plain_pickle
+from utils import InputError, RunError, fsync_folder, logger, write_json
 
 FORMAT = 1
 MAGIC = b"DISTILTK"
 TRAILER = struct.Struct("<IQ8s")  # crc32 of the JSON, its length, the magic word
 ALIGNMENT = 64
 CHUNK = 1 << 24  # bytes
-SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask", "bos", "eos")
-
-
-# ------------------------------------------------------------------------------------------------ what the tokenizer is
-
-
-def load_tokenizer(name: str):
-    """The tokenizer of a hub name or folder. Raises: InputError if there is none."""
-    from transformers import AutoTokenizer  # seconds to import, and not needed to read files
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = why_not_loaded(name, error)
-        raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.") from None
-
-
-def describe_tokenizer(tokenizer) -> dict:
-    """What a file must remember of the tokenizer that made it: name, size, special ids, a hash of the vocabulary."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return {
-        "tokenizer": tokenizer_short_name(tokenizer.name_or_path),
-        "vocab_size": len(tokenizer),
-        "vocab_hash": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
-        "special_ids": {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_TOKENS},
-    }
-
-
-def tokenizer_short_name(name: str) -> str:
-    """The last component of a hub name or path: `org/bert` and `/models/bert/` both give `bert`."""
-    return Path(name).name
-
-
-def boundary_ids(special_ids: dict) -> tuple[int, int]:
-    """The ids that begin and end every sequence: [CLS] and [SEP], or for GPT-2 <|endoftext|> twice."""
-    begin = special_ids["cls"] if special_ids["cls"] is not None else special_ids["bos"]
-    end = special_ids["sep"] if special_ids["sep"] is not None else special_ids["eos"]
-    if begin is None or end is None:
-        raise InputError("this tokenizer has neither [CLS]/[SEP] nor bos/eos tokens to put around a sequence.")
-    return begin, end
+PROGRESS = "progress.json"  # in the folder of an unfinished file
+BLOCK_TOKENS, BLOCK_SEQUENCES = 1 << 22, 1 << 18  # at most so many of either are looked at together
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -116,29 +81,95 @@ def _tail(n_sequences: int) -> bytes:
 # --------------------------------------------------------------------------------------------------------------- writer
 
 
-class TokenFileWriter(contextlib.AbstractContextManager):
-    """Writes a binarized file as a stream; it appears under its name when the `with` block ends without an error.
+@contextlib.contextmanager
+def write_token_file(path: str | Path, tokenizer: dict, resume: bool = False) -> Iterator["TokenFileWriter"]:
+    """A file that appears under its name when the `with` block ends without an error.
 
-    Memory does not grow with the text: tokens go straight to a temporary file beside `path`, offsets to a second one.
+    Memory does not grow with it: tokens and offsets go straight to the folder `<path>.partial`. What was written up to
+    a call of the writer's `checkpoint` outlives any end of the process. The finished bytes depend on the sequences and
+    the tokenizer alone, not on how often the writing was interrupted.
 
     Args:
         path: the file to make.
         tokenizer: what `describe_tokenizer` returns.
+        resume: go on from the last checkpoint, if there is one; else begin anew.
+
+    Raises:
+        InputError: the file can't be written there; another process is writing it; what is to be resumed is damaged.
+        RunError: no room is left on the disk.
+    """
+    writer = TokenFileWriter(Path(path), tokenizer, resume)
+    try:
+        yield writer
+        writer.finish()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(f"no room is left on the disk for {path}; make room, then go on.") from None
+    finally:
+        writer.close()
+
+
+class TokenFileWriter:
+    """See `write_token_file`, which makes and ends it.
+
+    Attributes:
+        progress: what the last `checkpoint` was given, if the writing is resumed; else None.
+        n_sequences, n_tokens: written so far.
     """
 
-    def __init__(self, path: str | Path, tokenizer: dict) -> None:
-        self.path, self.tokenizer = Path(path), tokenizer
+    def __init__(self, path: Path, tokenizer: dict, resume: bool) -> None:
+        self.path, self.tokenizer = path, tokenizer
+        self.folder = partial_folder(path)
         self.dtype = token_dtype(tokenizer["vocab_size"])
         self.n_sequences = self.n_tokens = 0
+        self.progress: dict | None = None
         self._crc = {"tokens": 0, "offsets": 0}
-        self._stack = contextlib.ExitStack()
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give another name for the file to make.")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file, self._offsets = (self._open(name) for name in ("tokens", "offsets"))
+        except OSError as error:
+            raise InputError(f"{path} can't be written ({error.strerror}); choose another place.") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path} is being written by another process; wait for it, or stop it.") from None
+        except OSError as error:
+            logger.warning("%s: no locks on this disk (%s); see that no other process writes it", path, error.strerror)
+        if resume and self.has_checkpoint:
+            self._go_on()
+        else:
+            self._begin()
 
-    def __enter__(self) -> "TokenFileWriter":
-        self._file = self._stack.enter_context(atomic_write(self.path))
-        self._offsets = self._stack.enter_context(tempfile.TemporaryFile(dir=self.path.parent))
+    def _open(self, name: str) -> BinaryIO:
+        return os.fdopen(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # empties nothing
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.folder / PROGRESS).is_file()
+
+    def _begin(self) -> None:
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+        for file in (self._file, self._offsets):
+            file.truncate(0)
         self._file.write(_head(0))
         self._write_offsets(np.zeros(1, "<i8"))
-        return self
+
+    def _go_on(self) -> None:
+        state = json.loads((self.folder / PROGRESS).read_text())
+        if state["tokenizer"] != self.tokenizer:
+            raise InputError(f"--resume: {self.folder} was made with another tokenizer; leave out --resume.")
+        self.n_sequences, self.n_tokens, self._crc = state["n_sequences"], state["n_tokens"], state["crc32"]
+        begin = {"tokens": len(_head(0)), "offsets": 0}
+        end = {"tokens": begin["tokens"] + self.n_tokens * self.dtype.itemsize, "offsets": (self.n_sequences + 1) * 8}
+        for name, file in (("tokens", self._file), ("offsets", self._offsets)):
+            if file.seek(0, os.SEEK_END) < end[name] or _crc_of_file(file, begin[name], end[name]) != self._crc[name]:
+                raise InputError(f"--resume: {self.folder / name} is damaged; begin anew without --resume.")
+            file.truncate(end[name])
+            file.seek(end[name])
+        self.progress = state["progress"]
 
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Adds `len(lengths)` sequences whose ids stand one after the other in `ids`, (sum(lengths),) integers."""
@@ -159,7 +190,17 @@ class TokenFileWriter(contextlib.AbstractContextManager):
         self._offsets.write(offsets)
         self._crc["offsets"] = zlib.crc32(offsets, self._crc["offsets"])
 
-    def _finish(self) -> None:
+    def checkpoint(self, progress: dict) -> None:
+        """Makes sure that writing can go on from here; `progress` is for the caller to know where that is."""
+        for file in (self._file, self._offsets):
+            file.flush()
+            os.fsync(file.fileno())
+        state = {"tokenizer": self.tokenizer, "n_sequences": self.n_sequences, "n_tokens": self.n_tokens}
+        write_json(self.folder / PROGRESS, {**state, "crc32": self._crc, "progress": progress})
+
+    def finish(self) -> None:
+        if self.n_sequences == 0:
+            raise InputError(f"{self.path} was not written: there is not one sequence to put into it.")
         file, tokens_bytes = self._file, self.n_tokens * self.dtype.itemsize
         offsets_bytes = (self.n_sequences + 1) * 8
         tokens_at = len(_head(0))
@@ -182,56 +223,165 @@ class TokenFileWriter(contextlib.AbstractContextManager):
         file.write(data + TRAILER.pack(zlib.crc32(data), len(data), MAGIC))
         file.seek(0)
         file.write(_head(tokens_bytes))  # the length is known only now
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(self.folder / "tokens", self.path)
+        fsync_folder(self.path.parent)
 
-    def __exit__(self, kind, error, traceback) -> None:
-        if kind is not None:
-            self._stack.__exit__(kind, error, traceback)
-            return
-        with self._stack:
-            if self.n_sequences == 0:
-                raise InputError(f"{self.path} was not written: there is not one sequence to put into it.")
-            self._finish()
+    def close(self) -> None:
+        for file in (self._file, self._offsets):
+            with contextlib.suppress(OSError):  # a full disk, which has been told, strikes again in the last flush
+                file.close()
+        if self.has_checkpoint and (self.folder / "tokens").exists():
+            logger.warning("unfinished: what is done lies in %s, and --resume goes on from there", self.folder)
+        else:
+            shutil.rmtree(self.folder)
+
+
+def partial_folder(path: str | Path) -> Path:
+    """Where a file lies until it is finished."""
+    return Path(f"{path}.partial")
+
+
+def is_unfinished(path: str | Path) -> bool:
+    """Whether the writing of this file was begun and interrupted. If a kill came just after the end, its traces are
+    removed."""
+    folder = partial_folder(path)
+    if folder.exists() and not (folder / "tokens").exists():
+        shutil.rmtree(folder)
+    return folder.exists()
+
+
+def _crc_of_file(file: BinaryIO, start: int, stop: int) -> int:
+    crc = 0
+    file.seek(start)
+    while start < stop:
+        data = file.read(min(CHUNK, stop - start))
+        if not data:
+            break  # cut short, so that the sum is another one
+        crc = zlib.crc32(data, crc)
+        start += len(data)
+    return crc
 
 
 # --------------------------------------------------------------------------------------------------------------- reader
 
 
 class TokenFile:
-    """A corpus of token sequences: `len(file)`, `file[i]`, and the two flat arrays beneath.
+    """A corpus of token sequences: `len(file)`, `file[i]`, and blocks of many.
+
+    What is asked for is read in place, from the page cache that all processes of a machine share. It is not read
+    through a map, which would count every page touched, and those around it, to each process; and a file cut short
+    under a running process is an error here, where a map would kill the process. For other uses, `tokens` and `offsets`
+    are maps.
 
     Attributes:
         path: the file on disk.
-        tokens: (n_tokens,) ids; a memory map, or an array for files of other tools.
-        offsets: (n_sequences + 1,) int64; sequence i is tokens[offsets[i] : offsets[i + 1]].
+        n_tokens: of all sequences.
+        footer: what stands at the end of the file; None for files of other tools.
         tokenizer: what `describe_tokenizer` said when the file was made; None for files of other tools.
     """
 
-    def __init__(self, path: Path, tokens: np.ndarray, offsets: np.ndarray, footer: dict | None = None) -> None:
-        self.path, self.tokens, self.offsets, self.footer = path, tokens, offsets, footer
-        keys = ("tokenizer", "vocab_size", "vocab_hash", "special_ids")
-        self.tokenizer = {key: footer[key] for key in keys} if footer else None
+    def __init__(self, path: Path, n_sequences: int, n_tokens: int) -> None:
+        self.path, self._n_sequences, self.n_tokens = path, n_sequences, n_tokens
+        self.footer = self.tokenizer = None
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return self._n_sequences
 
     def __getitem__(self, i: int) -> np.ndarray:
-        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+        """(length,) ids."""
+        start, stop = self.read_offsets(range(len(self))[i], 2)
+        return self.read(start, stop)
 
-    @property
-    def identity(self) -> dict:
-        """Tells this corpus from another one: its size and the checksum of its tokens."""
-        crc = self.footer["crc32"]["tokens"] if self.footer else zlib.crc32(self.tokens)
-        return {"sequences": len(self), "tokens": len(self.tokens), "crc32": crc}
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) ids, those of sequence i from offset i to offset i + 1."""
+        raise NotImplementedError
+
+    def read_offsets(self, first: int, n: int) -> np.ndarray:
+        """(n,) int64, where sequences `first` and following begin; the last but one offset ends the last sequence."""
+        raise NotImplementedError
+
+    def blocks(self, tokens: bool = True) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """All sequences, some million tokens at a time.
+
+        Yields: number of the first sequence; (n + 1,) int64 offsets of n sequences; their ids, if `tokens`.
+        """
+        first = 0
+        while first < len(self):
+            offsets = self.read_offsets(first, min(BLOCK_SEQUENCES, len(self) - first) + 1)
+            n = max(1, int(np.searchsorted(offsets, offsets[0] + BLOCK_TOKENS, "right")) - 1)
+            offsets = offsets[: n + 1]
+            yield first, offsets, self.read(offsets[0], offsets[-1]) if tokens else None
+            first += n
 
     def verify(self) -> None:
-        """Reads everything once (some GB/s) and raises InputError if a single bit has changed since it was written."""
-        if self.footer is None:
-            return
-        for name, array in (("tokens", self.tokens), ("offsets", self.offsets)):
-            crc, step = 0, CHUNK // array.itemsize
-            for start in range(0, len(array), step):
-                crc = zlib.crc32(array[start : start + step], crc)
-            if crc != self.footer["crc32"][name]:
+        """Raises InputError if a single bit has changed since the file was written; files of other tools can't tell."""
+
+
+class TokensInMemory(TokenFile):
+    """Sequences that are no file of ours: a pickle of another tool, or a selection."""
+
+    def __init__(self, path: Path, tokens: np.ndarray, offsets: np.ndarray) -> None:
+        super().__init__(path, len(offsets) - 1, len(tokens))
+        self.tokens, self.offsets = tokens, offsets
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+    def read_offsets(self, first: int, n: int) -> np.ndarray:
+        return self.offsets[first : first + n]
+
+    @property
+    def crc(self) -> int:
+        return zlib.crc32(self.tokens)
+
+
+class TokensOnDisk(TokenFile):
+    """A file of ours."""
+
+    def __init__(self, path: Path, footer: dict) -> None:
+        super().__init__(path, footer["n_sequences"], footer["n_tokens"])
+        self.footer = footer
+        self.tokenizer = {key: footer[key] for key in ("tokenizer", "vocab_size", "vocab_hash", "special_ids")}
+        self.dtype = np.dtype(footer["dtype"])
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as the object)
+
+    def __reduce__(self):
+        return open_token_file, (self.path,)  # a copy for another process opens the file itself
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(n_tokens,) ids, mapped."""
+        return np.memmap(self._file, self.dtype, "r", self.footer["tokens_at"], self.n_tokens)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(n_sequences + 1,) int64, mapped; sequence i is tokens[offsets[i] : offsets[i + 1]]."""
+        return np.memmap(self._file, "<i8", "r", self.footer["offsets_at"], len(self) + 1)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self._read(self.footer["tokens_at"], self.dtype, int(start), int(stop - start))
+
+    def read_offsets(self, first: int, n: int) -> np.ndarray:
+        return self._read(self.footer["offsets_at"], np.dtype("<i8"), first, n)
+
+    def _read(self, at: int, dtype: np.dtype, first: int, n: int) -> np.ndarray:
+        size = n * dtype.itemsize
+        data = os.pread(self._file.fileno(), size, at + first * dtype.itemsize)
+        if len(data) != size:
+            raise RunError(f"{self.path} was cut short while it was in use; copy it again, and go on with --resume.")
+        return np.frombuffer(data, dtype)
+
+    @property
+    def crc(self) -> int:
+        return self.footer["crc32"]["tokens"]
+
+    def verify(self) -> None:
+        tokens_at, offsets_at = self.footer["tokens_at"], self.footer["offsets_at"]
+        ends = {"tokens": tokens_at + self.n_tokens * self.dtype.itemsize, "offsets": offsets_at + 8 * (len(self) + 1)}
+        for name, start in (("tokens", tokens_at), ("offsets", offsets_at)):
+            if _crc_of_file(self._file, start, ends[name]) != self.footer["crc32"][name]:
                 raise InputError(
                     f"{self.path} is damaged: the checksum of its {name} does not match; copy or binarize it again."
                 )
@@ -244,7 +394,8 @@ def open_token_file(path: str | Path) -> TokenFile:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path} does not exist; scripts/binarized_data.py makes it from a text file.")
+        unfinished = f"; {partial_folder(path)} holds an unfinished one" if partial_folder(path).exists() else ""
+        raise InputError(f"{path} does not exist{unfinished}; scripts/binarized_data.py makes it from a text file.")
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a file of binarized text.")
     size = path.stat().st_size
@@ -256,13 +407,13 @@ def open_token_file(path: str | Path) -> TokenFile:
         end = file.read()
     ours = start.startswith(_head(0)[:-8])  # all but the number of token bytes
     if end.endswith(MAGIC):
-        return _open_mapped(path, size)
+        return TokensOnDisk(path, _read_footer(path, size))
     if ours:
         raise InputError(f"{path} is cut short: its end is missing; copy or binarize it again.")
     return _load_list_pickle(path)
 
 
-def _open_mapped(path: Path, size: int) -> TokenFile:
+def _read_footer(path: Path, size: int) -> dict:
     damaged = InputError(f"{path} is damaged: its parts do not fit together; copy or binarize it again.")
     with open(path, "rb") as file:
 
@@ -288,56 +439,14 @@ def _open_mapped(path: Path, size: int) -> TokenFile:
             read(0, tokens_at) != _head(tokens_bytes)
             or read(tokens_end, offsets_at - tokens_end) != _middle(tokens_end, dtype, offsets_bytes)
             or read(offsets_end, footer_at - offsets_end) != _tail(n_sequences)
+            or read(offsets_at, 8) != bytes(8)
+            or read(offsets_end - 8, 8) != struct.pack("<q", n_tokens)
         ):
             raise damaged
-    tokens = np.memmap(path, dtype, "r", tokens_at, n_tokens)
-    offsets = np.memmap(path, "<i8", "r", offsets_at, n_sequences + 1)
-    if offsets[0] != 0 or offsets[-1] != n_tokens:
-        raise damaged
-    return TokenFile(path, tokens, offsets, footer)
+    return footer
 
 
-# ----------------------------------------------------------------------------------------------- pickles of other tools
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Loads plain containers, numbers and numpy arrays; refuses every other name, so that no code can run."""
-
-    ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),  # how protocol 2 writes bytes
-    } | {
-        (module, name)
-        for package in ("numpy.core", "numpy._core")
-        for module, name in (
-            (f"{package}.multiarray", "_reconstruct"),
-            (f"{package}.multiarray", "scalar"),
-            (f"{package}.numeric", "_frombuffer"),
-        )
-    }
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.ALLOWED:
-            raise InputError(f"it asks for {module}.{name}, which is not data; it could run code and was not loaded")
-        return super().find_class(module, name)
-
-
-def load_plain_pickle(path: str | Path):
-    """A pickle of plain containers, numbers and numpy arrays. Raises: InputError if it is anything else."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is no file.")
-    with open(path, "rb") as file:
-        try:
-            return RestrictedUnpickler(file).load()
-        except InputError as error:
-            raise InputError(f"{path} was refused: {error}.") from None
-        except Exception as error:  # a pickle of garbage can raise nearly anything
-            raise InputError(f"{path} is not a pickle, or cut short ({type(error).__name__}: {error}).") from None
-
-
-def _load_list_pickle(path: Path) -> TokenFile:
+def _load_list_pickle(path: Path) -> TokensInMemory:
     sequences = load_plain_pickle(path)
     if not isinstance(sequences, (list, tuple, np.ndarray)) or len(sequences) == 0:
         raise InputError(f"{path} holds no list of token sequences, but a {type(sequences).__name__}.")
@@ -352,40 +461,4 @@ def _load_list_pickle(path: Path) -> TokenFile:
     tokens = np.concatenate(arrays)
     if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
         raise InputError(f"{path} holds numbers that are no token ids ({tokens.min()} to {tokens.max()}).")
-    return TokenFile(path, tokens.astype(token_dtype(int(tokens.max(initial=0)) + 1)), offsets)
-
-
-# --------------------------------------------------------------------------------------------------------------- counts
-
-
-def count_tokens(file: TokenFile, vocab_size: int) -> np.ndarray:
-    """(vocab_size,) int64 occurrences of each token in a corpus, block by block from the memory map.
-
-    Raises: InputError if an id lies outside the vocabulary.
-    """
-    counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(file.tokens), CHUNK):
-        found = np.bincount(file.tokens[start : start + CHUNK], minlength=vocab_size)
-        if len(found) > vocab_size:
-            raise InputError(
-                f"{file.path}: it holds token id {len(found) - 1}, but the vocabulary has only {vocab_size} entries; "
-                f"was it binarized with another tokenizer?"
-            )
-        counts += found
-    return counts
-
-
-def load_token_counts(path: str | Path, vocab_size: int) -> np.ndarray:
-    """(vocab_size,) int64 occurrences of each token. Raises: InputError if they are of another vocabulary."""
-    counts = load_plain_pickle(path)
-    if not isinstance(counts, (list, np.ndarray)) or np.asarray(counts).ndim != 1:
-        raise InputError(f"{path} holds no list of counts, one per token; scripts/token_counts.py makes one.")
-    counts = np.asarray(counts)
-    if counts.dtype.kind not in "iu" or (counts.size and counts.min() < 0):
-        raise InputError(f"{path} holds something other than counts; scripts/token_counts.py makes them.")
-    if len(counts) != vocab_size:
-        raise InputError(
-            f"{path} counts a vocabulary of {len(counts)} tokens, but the tokenizer has {vocab_size}; "
-            f"make it again with scripts/token_counts.py from this run's data file."
-        )
-    return counts.astype(np.int64)
+    return TokensInMemory(path, tokens.astype(token_dtype(int(tokens.max(initial=0)) + 1), copy=False), offsets)

@@ -11,6 +11,7 @@ resumed gives the same weights as one that was not.
 import contextlib
 import itertools
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -300,6 +301,7 @@ class Distiller:
             sampler=mine,
             num_workers=workers,
             pin_memory=world.device.type == "cuda",
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the index
             generator=torch.Generator(),  # else it would draw from the one that dropout uses
             prefetch_factor=max(2, recipe.gradient_accumulation_steps // workers) if workers else None,
         )

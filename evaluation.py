@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 
 import losses
-from dataset import TokenFile, describe_tokenizer
+from corpus import TokenCorpus
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
 from micro_batches import Masking, MicroBatch, MicroBatches
 from models import LanguageModel
+from tokenization import describe_tokenizer
 from utils import World
 
 SEED = (0, 1 << 31)  # of the masks; no epoch has this number
@@ -25,16 +26,17 @@ MAX_HELD_OUT = 500  # sequences: some 9,000 masked tokens at 120 tokens each, a 
 
 
 def held_out_sequences(n_sequences: int, share: float) -> np.ndarray:
-    """Sorted indices of the file's sequences to evaluate on: a share of them, at most MAX_HELD_OUT, at least one."""
+    """Sorted indices of the corpus's sequences to evaluate on: a share of them, at most MAX_HELD_OUT, at least one."""
     n = min(MAX_HELD_OUT, max(1, int(n_sequences * share)), n_sequences - 1) if share else 0
     return np.sort(np.random.default_rng(0).choice(n_sequences, n, replace=False))
 
 
 def held_out_batches(
-    file: TokenFile, tokenizer, max_length: int, causal: bool, sequences: np.ndarray | None
+    corpus: TokenCorpus, tokenizer, max_length: int, causal: bool, sequences: np.ndarray | None
 ) -> MicroBatches:
-    """Micro-batches of these sequences of a file (None: of all), with masks that never change."""
-    dataset = LmSeqsDataset(file, describe_tokenizer(tokenizer)["special_ids"], max_length, only=sequences)
+    """Micro-batches of these sequences of a corpus (None: of all), with masks that never change."""
+    selected = corpus if sequences is None else corpus.take(sequences)
+    dataset = LmSeqsDataset(selected, describe_tokenizer(tokenizer)["special_ids"], max_length)
     dataset.log_summary("held-out text")
     budget = max(TOKENS_PER_BATCH, int(dataset.lengths.max()) + 8)
     sampler = GroupedBatchSampler(dataset.lengths, tokens_per_batch=budget, shuffle=False)

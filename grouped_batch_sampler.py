@@ -6,6 +6,8 @@ within their group and the micro-batches among themselves. The number of micro-b
 each sequence is in exactly one.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from utils import InputError
@@ -28,6 +30,7 @@ class GroupedBatchSampler:
         group_by_size: put sequences of similar length together.
         shuffle: draw a new order each epoch.
         seed: of the order.
+        share: see `LmSeqsDataset`.
     """
 
     def __init__(
@@ -38,25 +41,13 @@ class GroupedBatchSampler:
         group_by_size: bool = True,
         shuffle: bool = True,
         seed: int = 0,
+        share: Callable = lambda make: make(),
     ) -> None:
         assert (batch_size is None) != (tokens_per_batch is None)
-        n = len(lengths)
+        assert group_by_size or tokens_per_batch is None, "a token budget needs sequences grouped by length"
         self.shuffle, self.seed = shuffle, seed
-        if group_by_size:
-            groups = create_lengths_groups(lengths)
-            self._sorted = np.argsort(groups, kind="stable").astype(_index_dtype(n))
-            in_order = groups[self._sorted]
-            self._group_bounds = [0, *(np.flatnonzero(np.diff(in_order)) + 1), n]
-            padded = in_order * GROUP_WIDTH
-        else:
-            self._sorted = np.arange(n, dtype=_index_dtype(n))
-            self._group_bounds = [0, n]
-            padded = None
-        if tokens_per_batch is None:
-            self._bounds = np.append(np.arange(0, n, batch_size), n)
-        else:
-            assert padded is not None, "a token budget needs sequences grouped by length"
-            self._bounds = _cut_by_tokens(padded, tokens_per_batch)
+        plan = share(lambda: cut_micro_batches(lengths, batch_size, tokens_per_batch, group_by_size))
+        self._sorted, self._group_bounds, self._bounds = plan["sorted"], plan["group_bounds"], plan["bounds"]
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -87,21 +78,53 @@ class GroupedBatchSampler:
         return range(start + rank, len(self), world_size)
 
 
+def cut_micro_batches(
+    lengths: np.ndarray, batch_size: int | None, tokens_per_batch: int | None, group_by_size: bool
+) -> dict[str, np.ndarray]:
+    """Sorts sequences by their groups, and cuts micro-batches from the sorted order.
+
+    Returns: `sorted`, (n,) the sequences; `group_bounds`, where each group begins in it, and the end of the last;
+        `bounds`, the same for micro-batches.
+    """
+    n = len(lengths)
+    if group_by_size:
+        groups = create_lengths_groups(lengths).astype(np.uint16)  # 16 bits are sorted by counting
+        in_order = np.argsort(groups, kind="stable").astype(_index_dtype(n))
+        sizes = np.bincount(groups)
+        group_bounds = np.concatenate([[0], np.cumsum(sizes)])
+    else:
+        in_order, group_bounds = np.arange(n, dtype=_index_dtype(n)), np.array([0, n])
+    if tokens_per_batch is None:
+        bounds = np.append(np.arange(0, n, batch_size), n)
+    else:
+        bounds = _cut_by_tokens(sizes, tokens_per_batch)
+    return {"sorted": in_order, "group_bounds": group_bounds, "bounds": bounds}
+
+
 def _index_dtype(n: int) -> np.dtype:
     return np.dtype(np.int32 if n < 1 << 31 else np.int64)
 
 
-def _cut_by_tokens(padded: np.ndarray, budget: int) -> np.ndarray:
-    """Cuts ascending lengths so that (sequences in a part) x (its longest) stays within the budget."""
-    if padded[-1] > budget:
+def _cut_by_tokens(sizes: np.ndarray, budget: int) -> np.ndarray:
+    """Cuts so that (sequences in a part) x (its longest, padded to its group's width) stays within the budget.
+
+    Args:
+        sizes: sequences in each group; those of group g are padded to g * GROUP_WIDTH tokens.
+    """
+    longest = int(np.flatnonzero(sizes)[-1]) * GROUP_WIDTH
+    if longest > budget:
         raise InputError(
-            f"--tokens_per_batch {budget}: the longest sequence alone takes {padded[-1]} tokens; raise it to that."
+            f"--tokens_per_batch {budget}: the longest sequence alone takes {longest} tokens; raise it to that."
         )
-    bounds = [0]
-    while bounds[-1] < len(padded):
-        start = bounds[-1]
-        stop = start + budget // int(padded[start])  # at most so many, since the lengths only grow
-        window = padded[start:stop]
-        fits = window * np.arange(1, len(window) + 1) <= budget
-        bounds.append(start + int(fits.sum()))
-    return np.array(bounds)
+    cuts = [np.zeros(1, np.int64)]
+    start = position = 0  # of the micro-batch that is not full yet, and of the group
+    for group in np.flatnonzero(sizes):
+        fit = budget // (int(group) * GROUP_WIDTH)
+        stop = position + int(sizes[group])
+        first = max(start + fit, position)  # where the open micro-batch is full; shorter sequences may have filled it
+        if first < stop:
+            full = np.arange(first, stop, fit)
+            cuts.append(full)
+            start = int(full[-1])
+        position = stop
+    return np.append(np.concatenate(cuts), position)

@@ -1,18 +1,19 @@
-"""The training sequences: an index over the token file, with long sequences split and useless ones dropped.
+"""The training sequences: an index over the corpus, with long sequences split and useless ones dropped.
 
 No token is copied and no Python object is made per sequence: the index is two flat arrays, 12 bytes a sequence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from dataset import TokenFile, boundary_ids
+from corpus import TokenCorpus
+from tokenization import boundary_ids, unknown_id
 from utils import InputError, logger
 
 MIN_LENGTH = 12  # shorter sequences teach nothing; tokens, with the two boundary tokens
 MAX_UNKNOWN = 0.5  # share of [UNK] from which on a sequence is dropped
-BLOCK = 1 << 24  # tokens looked at together when [UNK] are counted
 
 
 @dataclass
@@ -30,11 +31,12 @@ class LmSeqsDataset:
     A sequence longer than `max_length` is cut into parts of even length, so that no short tail is lost.
 
     Args:
-        file: the binarized corpus.
+        corpus: the binarized text.
         special_ids: the tokenizer's, as in `describe_tokenizer`.
         max_length: tokens a model can take, boundary tokens included.
-        only: (n,) indices of the file's sequences to use; all of them if None.
-        exclude: (n,) indices of the file's sequences to leave out.
+        exclude: (n,) sorted indices of the corpus's sequences to leave out.
+        share: calls the function it is given, which makes named arrays; `World.share` lets only one process of a
+            machine make them, for all to use.
 
     Attributes:
         lengths: (len(self),) int32, tokens with the boundary tokens.
@@ -43,51 +45,31 @@ class LmSeqsDataset:
 
     def __init__(
         self,
-        file: TokenFile,
+        corpus: TokenCorpus,
         special_ids: dict,
         max_length: int,
-        only: np.ndarray | None = None,
         exclude: np.ndarray | None = None,
+        share: Callable = lambda make: make(),
     ) -> None:
-        self.tokens = file.tokens
+        self.corpus = corpus
         self.begin, self.end = boundary_ids(special_ids)
-        self.dropped = Dropped()
-        self._check_boundaries(file)
-
-        starts, stops = file.offsets[:-1], file.offsets[1:]
-        unknown = _count_per_sequence(file, special_ids["unk"]) if _is_unknown_real(special_ids) else None
-        keep = np.ones(len(file), bool)
-        if only is not None:
-            keep[:] = False
-            keep[only] = True
-        if exclude is not None:
-            keep[exclude] = False
-
-        lengths = stops - starts
-        short = keep & (lengths < MIN_LENGTH)
-        keep &= ~short
-        self.dropped.short = int(short.sum())
-        if unknown is not None:
-            mostly_unknown = keep & (unknown >= MAX_UNKNOWN * lengths)
-            keep &= ~mostly_unknown
-            self.dropped.unknown = int(mostly_unknown.sum())
-        self.dropped.split = int((lengths[keep] > max_length).sum())
-        # From here on a sequence is its body, the tokens between the two boundary tokens.
-        self._starts, bodies = _split_evenly(starts[keep] + 1, lengths[keep] - 2, max_length - 2)
-        self.lengths = (bodies + 2).astype(np.int32)
+        self._check_boundaries()
+        index = share(lambda: index_sequences(corpus, unknown_id(special_ids), max_length, exclude))
+        self._starts, self.lengths = index["starts"], index["lengths"]
+        self.dropped = Dropped(*index["dropped"].tolist())
         if len(self) == 0:
             raise InputError(
-                f"{file.path}: no sequence is left to train on; {self.dropped.short} have fewer than {MIN_LENGTH} "
+                f"{corpus}: no sequence is left to train on; {self.dropped.short} have fewer than {MIN_LENGTH} "
                 f"tokens and {self.dropped.unknown} are mostly unknown tokens."
             )
 
-    def _check_boundaries(self, file: TokenFile) -> None:
+    def _check_boundaries(self) -> None:
         """A look at some sequences is enough to tell another tokenizer's file, or one without special tokens."""
-        for i in np.unique(np.linspace(0, len(file) - 1, 100).astype(int)):
-            sequence = file[i]
+        for i in np.unique(np.linspace(0, len(self.corpus) - 1, 100).astype(int)):
+            sequence = self.corpus[i]
             if len(sequence) < 2 or sequence[0] != self.begin or sequence[-1] != self.end:
                 raise InputError(
-                    f"{file.path}: sequence {i} does not begin with id {self.begin} and end with {self.end}, as this "
+                    f"{self.corpus}: sequence {i} does not begin with id {self.begin} and end with {self.end}, as this "
                     f"tokenizer's sequences do; binarize the text with the tokenizer of this run."
                 )
 
@@ -96,10 +78,10 @@ class LmSeqsDataset:
 
     def __getitem__(self, i: int) -> np.ndarray:
         """(lengths[i],) int64 ids."""
-        start, length = self._starts[i], self.lengths[i]
+        start, length = int(self._starts[i]), int(self.lengths[i])
         ids = np.empty(length, np.int64)
         ids[0], ids[-1] = self.begin, self.end
-        ids[1:-1] = self.tokens[start : start + length - 2]
+        ids[1:-1] = self.corpus.read(start, start + length - 2)
         return ids
 
     @property
@@ -119,20 +101,45 @@ class LmSeqsDataset:
         )
 
 
-def _is_unknown_real(special_ids: dict) -> bool:
-    """GPT-2 has no unknown token, and names its end-of-text token in that place."""
-    return special_ids["unk"] is not None and special_ids["unk"] not in (special_ids["eos"], special_ids["bos"])
+def index_sequences(
+    corpus: TokenCorpus, unknown: int | None, max_length: int, exclude: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Where the training sequences lie. Goes through the corpus block by block; reads tokens only to find `unknown`.
+
+    Returns: `starts`, (n,) int64, place of the first token after [CLS]; `lengths`, (n,) int32, with both boundary
+        tokens; `dropped`, (3,) int64, the fields of `Dropped`.
+    """
+    parts: tuple[list, list] = ([], [])
+    dropped = Dropped()
+    for first, offsets, ids in corpus.blocks(tokens=unknown is not None):
+        lengths = np.diff(offsets)
+        keep = np.ones(len(lengths), bool)
+        if exclude is not None:
+            inside = exclude[slice(*np.searchsorted(exclude, (first, first + len(lengths))))]
+            keep[inside - first] = False
+        short = keep & (lengths < MIN_LENGTH)
+        keep &= ~short
+        dropped.short += int(short.sum())
+        if unknown is not None:
+            mostly_unknown = keep & (count_per_sequence(ids == unknown, offsets) >= MAX_UNKNOWN * lengths)
+            keep &= ~mostly_unknown
+            dropped.unknown += int(mostly_unknown.sum())
+        dropped.split += int((lengths[keep] > max_length).sum())
+        # From here on a sequence is its body, the tokens between the two boundary tokens.
+        starts, bodies = _split_evenly(offsets[:-1][keep] + 1, lengths[keep] - 2, max_length - 2)
+        parts[0].append(starts)
+        parts[1].append((bodies + 2).astype(np.int32))
+    starts = np.concatenate(parts[0])
+    parts[0].clear()  # before the next array of this size is made
+    counts = np.array([dropped.split, dropped.short, dropped.unknown])
+    return {"starts": starts, "lengths": np.concatenate(parts[1]), "dropped": counts}
 
 
-def _count_per_sequence(file: TokenFile, token: int) -> np.ndarray:
-    """(n_sequences,) int64 occurrences of `token`; reads the tokens once, block by block."""
-    counts = np.zeros(len(file), np.int64)
-    for start in range(0, len(file.tokens), BLOCK):
-        found = start + np.flatnonzero(file.tokens[start : start + BLOCK] == token)
-        if found.size:
-            sequences, n = np.unique(np.searchsorted(file.offsets, found, side="right") - 1, return_counts=True)
-            counts[sequences] += n
-    return counts
+def count_per_sequence(found: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(n_sequences,) int64, how often the (n_tokens,) booleans are true in each sequence of a block."""
+    positions = np.flatnonzero(found)
+    sequences = np.searchsorted(offsets - offsets[0], positions, side="right") - 1
+    return np.bincount(sequences, minlength=len(offsets) - 1)
 
 
 def _split_evenly(starts: np.ndarray, lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ def render(name: str, model: PreTrainedModel, parameters: dict, metrics: list[di
 # {name}
 
 A {model.config.model_type} of {model.config.num_hidden_layers} layers and {n_parameters / 1e6:.1f} M parameters,
-{origin} on `{Path(parameters["data_file"]).name}`.
+{origin} on {_names(parameters["data_file"])}.
 
 ## Results
 
@@ -51,6 +51,10 @@ pipeline("{task}", "{name}")
 
 Every flag stands in `parameters.json`, the state of the code in `git_log.json`, all losses in `metrics.jsonl`.
 """
+
+
+def _names(paths: list[str]) -> str:
+    return ", ".join(f"`{Path(path).name}`" for path in paths)
 
 
 def _training(metrics: list[dict]) -> str:

@@ -24,14 +24,8 @@ from transformers import AutoConfig, PretrainedConfig
 import evaluation
 import run_folder
 import utils
-from dataset import (
-    TokenFile,
-    count_tokens,
-    describe_tokenizer,
-    load_token_counts,
-    load_tokenizer,
-    open_token_file,
-)
+from corpus import TokenCorpus, open_corpus
+from counts import count_tokens, load_token_counts
 from distiller import Corpus, Distiller, Recipe
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
@@ -47,7 +41,8 @@ from models import (
     load_language_model,
     max_length,
 )
-from utils import InputError, logger
+from tokenization import describe_tokenizer, load_tokenizer
+from utils import InputError, World, logger
 
 DEFAULT_TEACHER = "bert-base-uncased"
 
@@ -70,8 +65,8 @@ REGULARIZATION = ("dropout", "attention_dropout")  # not a matter of shape: they
 
 # Flags that may differ when a run is resumed, because they don't change its result.
 HARMLESS = {
-    "command", "force", "resume", "dump_path", "log_interval", "checkpoint_interval", "num_workers", "local_rank",
-    "n_gpu", "fp16_opt_level",
+    "command", "force", "resume", "dump_path", "data_file", "log_interval", "checkpoint_interval", "num_workers",
+    "local_rank", "n_gpu", "fp16_opt_level",
 }  # fmt: skip
 
 
@@ -86,9 +81,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("files")
     group.add_argument("--dump_path", required=True, help="folder for all that the run writes")
-    group.add_argument("--data_file", required=True, help="binarized text to train on (scripts/binarized_data.py)")
+    group.add_argument(
+        "--data_file",
+        nargs="+",
+        required=True,
+        help="binarized text to train on (scripts/binarized_data.py): files, or globs such as 'text-*.pickle'",
+    )
     group.add_argument("--token_counts", help="counts of that text (scripts/token_counts.py); default: counted anew")
-    group.add_argument("--valid_data_file", help="binarized text to evaluate on; default: --valid_share of --data_file")
+    group.add_argument(
+        "--valid_data_file", nargs="+", help="binarized text to evaluate on; default: --valid_share of --data_file"
+    )
     group.add_argument(
         "--valid_share",
         type=float,
@@ -234,9 +236,10 @@ def needs_teacher(args: argparse.Namespace) -> bool:
 
 def inputs_of(args: argparse.Namespace) -> list[str]:
     """The files and folders that this run reads."""
-    names = (args.data_file, args.token_counts, args.valid_data_file, args.teacher_name, args.tokenizer_name,
-             args.student_config, args.student_pretrained_weights)  # fmt: skip
-    return [name for name in names if name]
+    names = (args.token_counts, args.teacher_name, args.tokenizer_name, args.student_config,
+             args.student_pretrained_weights)  # fmt: skip
+    texts = utils.expand_globs([*args.data_file, *(args.valid_data_file or ())])
+    return [*texts, *(name for name in names if name)]
 
 
 def _is_state_dict(args: argparse.Namespace) -> bool:
@@ -304,21 +307,6 @@ def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: Pret
         raise InputError(f"--alpha_clm {args.alpha_clm}: a {student.model_type} is not causal; use --alpha_mlm.")
 
 
-def open_corpus(path: str, tokenizer, verify: bool) -> TokenFile:
-    """A binarized file, checked to be whole and of this tokenizer."""
-    file = open_token_file(path)
-    ours = describe_tokenizer(tokenizer)
-    if file.tokenizer and file.tokenizer["vocab_hash"] != ours["vocab_hash"]:
-        raise InputError(
-            f"{path} was binarized with the tokenizer {file.tokenizer['tokenizer']} of "
-            f"{file.tokenizer['vocab_size']} tokens, whose vocabulary is not that of {ours['tokenizer']} "
-            f"({ours['vocab_size']}): binarize the text again, or give --tokenizer_name."
-        )
-    if verify:
-        file.verify()
-    return file
-
-
 def check_resume(args: argparse.Namespace, parameters: dict) -> None:
     """A run that goes on must be the run that began. Raises: InputError that names the flags that differ."""
     old = run_folder.load_parameters(args.dump_path)
@@ -344,12 +332,14 @@ def choose_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
     return torch.float32 if args.fp32 or not utils.has_native_bf16(device) else torch.bfloat16
 
 
-def build_corpus(args: argparse.Namespace, file: TokenFile, tokenizer, length: int, causal: bool) -> Corpus:
+def build_corpus(
+    args: argparse.Namespace, text: TokenCorpus, tokenizer, length: int, causal: bool, world: World
+) -> Corpus:
     """Indexes the text, and says how it is masked and what of it is held out."""
-    held_out = evaluation.held_out_sequences(len(file), 0 if args.valid_data_file else args.valid_share)
+    held_out = evaluation.held_out_sequences(len(text), 0 if args.valid_data_file else args.valid_share)
     special_ids = describe_tokenizer(tokenizer)["special_ids"]
-    train_set = LmSeqsDataset(file, special_ids, length, exclude=held_out)
-    train_set.log_summary(f"training text {args.data_file}")
+    train_set = LmSeqsDataset(text, special_ids, length, held_out, world.share)
+    train_set.log_summary(f"training text {text}")
     sampler = GroupedBatchSampler(
         train_set.lengths,
         None if args.tokens_per_batch else args.batch_size,
@@ -357,21 +347,23 @@ def build_corpus(args: argparse.Namespace, file: TokenFile, tokenizer, length: i
         args.group_by_size,
         args.shuffle,
         args.seed,
+        world.share,
     )
     held_out_batches = None
     if args.valid_data_file:
-        valid_file = open_corpus(args.valid_data_file, tokenizer, verify=True)
-        held_out_batches = evaluation.held_out_batches(valid_file, tokenizer, length, causal, None)
+        valid_text = open_corpus(args.valid_data_file, tokenizer)
+        valid_text.verify()
+        held_out_batches = evaluation.held_out_batches(valid_text, tokenizer, length, causal, None)
     elif len(held_out):
-        held_out_batches = evaluation.held_out_batches(file, tokenizer, length, causal, held_out)
+        held_out_batches = evaluation.held_out_batches(text, tokenizer, length, causal, held_out)
 
     masking = None
     if not causal:
         if args.token_counts:
             counts = load_token_counts(args.token_counts, len(tokenizer))
         else:
-            logger.info("no --token_counts: counting the tokens of %s", args.data_file)
-            counts = count_tokens(file, len(tokenizer))
+            logger.info("no --token_counts: counting the tokens of %s", text)
+            counts = world.share(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
         masking = Masking.of_tokenizer(
             tokenizer,
             counts,
@@ -451,11 +443,13 @@ def main(argv: list[str] | None = None) -> int:
     run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
     tokenizer, student_cfg, teacher_cfg = load_configs(args)
     resolve_defaults(args, student_cfg, world.device)
-    file = open_corpus(args.data_file, tokenizer, verify=world.is_master)
+    text = open_corpus(args.data_file, tokenizer)
+    if world.local_rank == 0:  # once a machine
+        text.verify()
     length = min([max_length(cfg) for cfg in (student_cfg, teacher_cfg) if cfg] + [tokenizer.model_max_length])
-    corpus = build_corpus(args, file, tokenizer, length, family_of(student_cfg).causal)
+    corpus = build_corpus(args, text, tokenizer, length, family_of(student_cfg).causal, world)
     parameters = vars(args) | {
-        "data": file.identity,
+        "data": text.identity,
         "dtype": str(dtype),
         "processes": world.size,
         "command": run_folder.command_line(),

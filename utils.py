@@ -3,21 +3,20 @@
 Imports no other file of the project.
 """
 
-import bz2
 import contextlib
 import datetime
 import functools
-import gzip
+import glob
 import json
 import logging
-import lzma
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import warnings
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +129,29 @@ class World:
             import torch.distributed as dist
 
             dist.all_reduce(tensor)
+
+    def share(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays that `make` returns: made by one process of each machine, mapped from a file by the others.
+
+        The file lies in the folder for temporary files (TMPDIR chooses it), and is gone from there on return.
+        """
+        if self.size == 1:
+            return make()
+        import torch.distributed as dist
+
+        folder = None
+        if self.local_rank == 0:
+            folder = tempfile.mkdtemp(prefix="distil-")
+            for name, array in make().items():
+                np.save(os.path.join(folder, name), array)
+        folders: list = [None] * self.size
+        dist.all_gather_object(folders, folder)
+        ours = Path(folders[self.rank - self.local_rank])  # launchers number the processes of a machine in a row
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in ours.glob("*.npy")}
+        dist.barrier()
+        if folder:
+            shutil.rmtree(folder)  # what is mapped stays readable
+        return arrays
 
     def close(self) -> None:
         if self.size > 1:
@@ -258,21 +280,33 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes a rename in it outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
-def read_lines(path: str | Path) -> Iterator[bytes]:
-    """The lines of a file, decompressed if it is a .gz, .bz2 or .xz. Raises: InputError if it is damaged."""
-    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    try:
-        with openers.get(Path(path).suffix, open)(path, "rb") as file:
-            yield from file
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is damaged or cut short: {error}.") from None
+def expand_globs(names: list[str]) -> list[str]:
+    """The paths that paths and globs name, in order.
+
+    Raises: InputError if a glob matches nothing, or a file comes twice. Whether a path exists is for the caller to see.
+    """
+    paths: list[str] = []
+    for name in map(str, names):
+        found = [name] if os.path.exists(name) or not glob.has_magic(name) else sorted(glob.glob(name, recursive=True))
+        if not found:
+            raise InputError(f"no file matches {name}.")
+        paths += found
+    twice = [path for path, n in Counter(map(os.path.realpath, paths)).items() if n > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice.")
+    return paths
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -1,15 +1,23 @@
-"""Turns a text, one sequence a line, into the binarized file that train.py reads.
+"""Turns text, one sequence a line, into the binarized file that train.py reads.
 
     python scripts/binarized_data.py --file_path data/dump.txt --bert_tokenizer bert-base-uncased \\
         --dump_file data/binarized_text
 
-writes data/binarized_text.bert-base-uncased.pickle. The text streams through: memory does not grow with it.
+writes data/binarized_text.bert-base-uncased.pickle. The text streams through, so memory does not grow with it: one file
+or many (`--file_path 'wiki/*.txt.gz' books.txt`), or standard input (`--file_path -`). If it was interrupted, by a full
+disk or the end of a job, the same command with --resume goes on and ends in the same bytes.
+
+Several processes share the text between them and write a shard each: started by torchrun, or each with a number, as a
+job array gives it (`--shard_id $SLURM_ARRAY_TASK_ID --num_shards 16`). train.py takes the shards as they are
+(`--data_file 'data/binarized_text.*-of-00016.pickle'`); scripts/merge_data.py joins them.
 """
 
 import argparse
-import itertools
+import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +26,26 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from dataset import TokenFileWriter, boundary_ids, describe_tokenizer, load_tokenizer, tokenizer_short_name
+from corpus import shard_name
+from dataset import TokenFileWriter, is_unfinished, write_token_file
+from text_reader import STDIN, Block, TextReader, spans_of
+from tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
 from utils import InputError, logger
 
-LINES_AT_ONCE = 4096
-SHOWN_WARNINGS = 5
+CHECKPOINT_SECONDS = 5  # of work that a kill can cost
+REPORT_SECONDS = 60  # between lines of the log, where there is no terminal for a progress bar
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--file_path", default="data/dump.txt", help="text file, also .gz .bz2 .xz (%(default)s)")
+    parser.add_argument(
+        "--file_path",
+        nargs="+",
+        default=["data/dump.txt"],
+        help="text files or globs, also packed with gzip, bzip2 or xz; -: standard input (default: data/dump.txt)",
+    )
     parser.add_argument(
         "--tokenizer_name", "--bert_tokenizer", default="bert-base-uncased", help="hub name or folder (%(default)s)"
     )
@@ -37,78 +53,150 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dump_file", default="data/binarized_text", help="beginning of the output's name (%(default)s)"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where an earlier run was interrupted; do nothing if it was not"
+    )
+    parser.add_argument(
+        "--encoding_errors",
+        choices=("replace", "strict"),
+        default="replace",
+        help="a line that is not UTF-8 is mended, with a warning, or ends the program (%(default)s)",
+    )
+    parser.add_argument("--num_shards", type=int, help="processes that share the text (default: as torchrun says)")
+    parser.add_argument("--shard_id", type=int, help="number of this one, from 0 (default: as torchrun says)")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by launchers")
     return parser.parse_args(argv)
 
 
-def read_batches(path: Path) -> Iterator[tuple[list[str], int]]:
-    """Batches of the lines of a UTF-8 text that aren't empty, each with the bytes read for it."""
-    n_bad = 0
-    numbered = enumerate(utils.read_lines(path), 1)
-    while batch := list(itertools.islice(numbered, LINES_AT_ONCE)):
-        lines = []
-        for number, raw in batch:
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                line = raw.decode("utf-8", "replace")
-                n_bad += 1
-                if n_bad <= SHOWN_WARNINGS:
-                    logger.warning("%s, line %d: not UTF-8 (%s); replaced by U+FFFD", path, number, error.reason)
-            if line := line.strip():
-                lines.append(line)
-        yield lines, sum(len(raw) for _, raw in batch)
-    if n_bad > SHOWN_WARNINGS:
-        logger.warning("%s: %d lines in all are not UTF-8", path, n_bad)
+def share_of(args: argparse.Namespace) -> tuple[int, int]:
+    """(number of this shard, number of shards), by the flags or by the launcher."""
+    if (args.num_shards is None) != (args.shard_id is None):
+        raise InputError("--num_shards and --shard_id go together: give both or none.")
+    if args.num_shards is not None:
+        if not 0 <= args.shard_id < args.num_shards:
+            raise InputError(f"--shard_id {args.shard_id}: of --num_shards {args.num_shards}, the first one is 0.")
+        return args.shard_id, args.num_shards
+    if "RANK" not in os.environ:
+        return 0, 1
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-class Encoder:
-    """Text lines -> flat ids with boundary tokens, with all cores. Special tokens in the text are text like any other:
-    a line that says "[SEP]" does not end there."""
+def files_of(names: list[str]) -> list[str]:
+    if STDIN in names:
+        if len(names) > 1:
+            raise InputError("--file_path - (standard input) can't be mixed with files.")
+        return names
+    paths = utils.expand_globs(names)
+    for path in paths:
+        if os.path.isdir(path):
+            raise InputError(f"--file_path {path} is a folder; name its files, for example '{path}/*'.")
+        if not os.path.exists(path):
+            raise InputError(
+                f"--file_path {path} does not exist; scripts/make_dump.py makes a text from what you have."
+            )
+    return paths
 
-    def __init__(self, tokenizer) -> None:
-        if not tokenizer.is_fast:
-            raise InputError(f"the tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json).")
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.backend.encode_special_tokens = True
-        self.begin, self.end = boundary_ids(describe_tokenizer(tokenizer)["special_ids"])
 
-    def __call__(self, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (sum of lengths,) int32 ids and (n lines,) int64 lengths."""
-        ids = [encoding.ids for encoding in self.backend.encode_batch_fast(lines, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids)) + 2
-        stops = np.cumsum(lengths)
-        flat = np.empty(lengths.sum(), np.int32)
-        is_text = np.ones(flat.size, bool)
-        is_text[stops - 1] = is_text[stops - lengths] = False
-        flat[stops - lengths], flat[stops - 1] = self.begin, self.end
-        flat[is_text] = np.fromiter(itertools.chain.from_iterable(ids), np.int32, is_text.sum())
-        return flat, lengths
+def identity_of(paths: list[str], shard: tuple[int, int]) -> dict:
+    """What must be the same for an interrupted run to go on."""
+    stats = [os.stat(path) for path in paths if path != STDIN]
+    return {
+        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)],
+        "shard": list(shard),
+    }
+
+
+def is_finished(target: str, paths: list[str]) -> bool:
+    """Whether the output is there, newer than the text."""
+    if is_unfinished(target) or not os.path.isfile(target):
+        return False
+    return all(os.stat(path).st_mtime_ns <= os.stat(target).st_mtime_ns for path in paths)
+
+
+def encoded(blocks: Iterable[Block], encode: LineEncoder) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+    """Each block with its ids and lengths; the next one is being encoded while one is written."""
+    with ThreadPoolExecutor(1) as thread:
+        previous = None
+        for block in blocks:
+            current = block, thread.submit(encode, block.lines)
+            if previous:
+                yield previous[0], *previous[1].result()
+            previous = current
+        if previous:
+            yield previous[0], *previous[1].result()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line of the log now and then."""
+
+    def __init__(self, title: str, done: int, shown: bool) -> None:
+        self.bar = tqdm(
+            desc=title, initial=done, unit="B", unit_scale=True, dynamic_ncols=True, disable=None if shown else True
+        )
+        self.done, self.start, self.last = done, (done, time.monotonic()), time.monotonic()
+
+    def update(self, block: Block, n_tokens: int) -> None:
+        self.done += block.n_bytes
+        self.bar.total = max(block.total_bytes, self.done) if block.total_bytes else None
+        self.bar.set_postfix_str(f"{n_tokens / 1e6:,.1f} M tokens", refresh=False)
+        self.bar.update(block.n_bytes)
+        now = time.monotonic()
+        if self.bar.disable and now - self.last > REPORT_SECONDS:
+            self.last = now
+            rate = (self.done - self.start[0]) / (now - self.start[1])
+            left = "an unknown time"
+            if block.total_bytes:
+                left = tqdm.format_interval(max(0, block.total_bytes - self.done) / rate)
+            logger.info(
+                "%.0f MB of text, %.1f M tokens, %.1f MB/s; %s left", self.done / 1e6, n_tokens / 1e6, rate / 1e6, left
+            )
+
+
+def binarize(writer: TokenFileWriter, reader: TextReader, encode: LineEncoder, identity: dict, shown: bool) -> None:
+    """Reads, encodes and writes from where the writer is to go on, with checkpoints."""
+    position, done = None, 0
+    if writer.progress:
+        if writer.progress["identity"] != identity:
+            raise InputError("--resume: the text or its shards are not what they were; leave out --resume.")
+        position, done = tuple(writer.progress["position"]), writer.progress["bytes"]
+        logger.info("going on after %.1f MB of text, %s tokens", done / 1e6, f"{writer.n_tokens:,}")
+    progress = Progress(Path(reader.spans[0].path).name, done, shown)
+    last = time.monotonic()
+    with progress.bar:
+        for block, ids, lengths in encoded(reader.blocks(position), encode):
+            writer.append(ids, lengths)
+            progress.update(block, writer.n_tokens)
+            if identity["files"] and time.monotonic() - last >= CHECKPOINT_SECONDS:
+                writer.checkpoint({"identity": identity, "position": block.position, "bytes": progress.done})
+                last = time.monotonic()
 
 
 @utils.cli
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    utils.setup_logging()
+    shard_id, num_shards = share_of(args)
+    utils.setup_logging(is_master="RANK" not in os.environ or shard_id == 0)
     utils.quiet_transformers()
-    source = Path(args.file_path)
-    if not source.is_file():
-        raise InputError(f"--file_path {source} does not exist; scripts/make_dump.py makes one from text you have.")
+    paths = files_of(args.file_path)
+    if paths == [STDIN] and (num_shards > 1 or args.resume):
+        raise InputError("--file_path -: standard input can neither be shared by shards nor resumed; give a file.")
     target = f"{args.dump_file}.{tokenizer_short_name(args.tokenizer_name)}.pickle"
+    if num_shards > 1:
+        target = shard_name(target, shard_id, num_shards)
+    if args.resume and is_finished(target, paths):
+        logger.info("%s is there already, and newer than the text: nothing to do", target)
+        return
 
     tokenizer = load_tokenizer(args.tokenizer_name)
-    encode = Encoder(tokenizer)
-    compressed = source.suffix in (".gz", ".bz2", ".xz")
-    size = None if compressed else source.stat().st_size
-    with (
-        TokenFileWriter(target, describe_tokenizer(tokenizer)) as writer,
-        tqdm(total=size, unit="B", unit_scale=True, desc=source.name, dynamic_ncols=True, disable=None) as progress,
-    ):
-        for lines, n_bytes in read_batches(source):
-            if lines:
-                writer.append(*encode(lines))
-            progress.update(n_bytes)
+    encode = LineEncoder(tokenizer)
+    spans = spans_of(paths, shard_id, num_shards)
+    if not spans:
+        raise InputError(f"shard {shard_id} of {num_shards} gets no text: there is too little; use fewer shards.")
+    reader = TextReader(spans, strict=args.encoding_errors == "strict")
+    with write_token_file(target, describe_tokenizer(tokenizer), args.resume) as writer:
+        binarize(writer, reader, encode, identity_of(paths, (shard_id, num_shards)), shown=shard_id == 0)
     logger.info(
         "%s: %s sequences, %s tokens, %.1f on average",
         target,

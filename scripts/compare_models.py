@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import evaluation
 import utils
-from dataset import load_tokenizer
+from corpus import open_corpus
 from models import LanguageModel, load_language_model, max_length
-from train import choose_dtype, open_corpus
+from tokenization import load_tokenizer
+from train import choose_dtype
 from utils import InputError, World, logger
 
 
@@ -34,8 +35,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--models", nargs="+", required=True, help="the others: hub names or folders, such as a dump_path"
     )
-    parser.add_argument("--data_file", help="binarized text that they were trained on")
-    parser.add_argument("--valid_data_file", help="binarized text to evaluate on, instead")
+    parser.add_argument("--data_file", nargs="+", help="binarized text that they were trained on")
+    parser.add_argument("--valid_data_file", nargs="+", help="binarized text to evaluate on, instead")
     parser.add_argument("--valid_share", type=float, default=0.01, help="as of train.py (%(default)s)")
     parser.add_argument("--tokenizer_name", help="default: the teacher's")
     parser.add_argument("--turns", type=int, default=5, help="of the time measurement (%(default)s)")
@@ -97,11 +98,12 @@ def main(argv: list[str] | None = None) -> None:
     for name, model in zip(names, models, strict=True):
         if model.model.config.vocab_size != models[0].model.config.vocab_size:
             raise InputError(f"{name} does not share the teacher's vocabulary.")
-    file = open_corpus(args.valid_data_file or args.data_file, tokenizer, verify=True)
-    held_out = None if args.valid_data_file else evaluation.held_out_sequences(len(file), args.valid_share)
+    corpus = open_corpus(args.valid_data_file or args.data_file, tokenizer)
+    corpus.verify()
+    held_out = None if args.valid_data_file else evaluation.held_out_sequences(len(corpus), args.valid_share)
     causal = models[0].family.causal
     length = min(tokenizer.model_max_length, *(max_length(model.model.config) for model in models))
-    batches = evaluation.held_out_batches(file, tokenizer, length, causal, held_out)
+    batches = evaluation.held_out_batches(corpus, tokenizer, length, causal, held_out)
 
     logger.info("evaluating on %s in %s", utils.describe_device(world.device), str(dtype).split(".")[1])
     rows = []

@@ -32,6 +32,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
+from text_reader import read_lines
 from utils import InputError, logger
 
 WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
@@ -96,7 +97,7 @@ def documents_of_file(file: Path, text_column: str, by_file: bool) -> Iterator[D
     if file.suffix == ".parquet":
         yield from documents_of_parquet(file, text_column)
         return
-    lines = (line.decode("utf-8", "replace") for line in utils.read_lines(file))
+    lines = (line.decode("utf-8", "replace") for line in read_lines(file))
     first = next(lines, "")
     if "\0" in first:
         raise InputError(f"{file} is not text; give only text files, or name them one by one.")

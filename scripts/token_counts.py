@@ -1,42 +1,66 @@
-"""Counts how often each token occurs in a binarized file; masking prefers the rare ones.
+"""Counts how often each token occurs in binarized files; masking prefers the rare ones.
 
     python scripts/token_counts.py --data_file data/binarized_text.bert-base-uncased.pickle \\
         --token_counts_dump data/token_counts.bert-base-uncased.pickle
 
-The output is a pickle of a plain list of ints, one per entry of the vocabulary.
+The output is a pickle of a plain list of ints, one per entry of the vocabulary. All cores count, and the files'
+checksums are verified beside.
 """
 
 import argparse
+import multiprocessing
+import os
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from dataset import count_tokens, open_token_file
+from corpus import TokenCorpus, open_corpus
+from counts import count_tokens
 from utils import InputError, logger
+
+WORTH_A_POOL = 1 << 24  # tokens; fewer are counted sooner than the processes have started
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data_file", required=True, help="binarized text (scripts/binarized_data.py)")
+    parser.add_argument(
+        "--data_file", nargs="+", required=True, help="binarized files or globs (scripts/binarized_data.py)"
+    )
     parser.add_argument("--token_counts_dump", required=True, help="file to write")
     parser.add_argument("--vocab_size", type=int, help="entries of the vocabulary (default: as the data file says)")
     return parser.parse_args(argv)
+
+
+def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
+    """(vocab_size,) int64 occurrences of each token, counted on all cores."""
+    if not corpus.on_disk or corpus.n_tokens < WORTH_A_POOL:
+        corpus.verify()
+        return count_tokens(corpus, vocab_size)
+    with multiprocessing.Pool(os.cpu_count()) as pool, ThreadPoolExecutor(1) as thread:
+        verification = thread.submit(corpus.verify)
+        try:
+            return count_tokens(corpus, vocab_size, pool.imap_unordered)
+        finally:
+            verification.result()  # damage explains whatever error came of it
 
 
 @utils.cli
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     utils.setup_logging()
-    file = open_token_file(args.data_file)
-    if args.vocab_size is None and file.tokenizer is None:
-        raise InputError(f"{args.data_file} does not say its vocabulary's size; give --vocab_size.")
-    vocab_size = args.vocab_size or file.tokenizer["vocab_size"]
-    counts = count_tokens(file, vocab_size)
+    corpus = open_corpus(args.data_file)
+    if args.vocab_size is None and corpus.tokenizer is None:
+        raise InputError(f"{corpus} does not say its vocabulary's size; give --vocab_size.")
+    vocab_size = args.vocab_size or corpus.tokenizer["vocab_size"]
+    counts = count(corpus, vocab_size)
     with utils.atomic_write(args.token_counts_dump) as out:
         pickle.dump(counts.tolist(), out, protocol=pickle.HIGHEST_PROTOCOL)
     logger.info(

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, run
 
-import dataset
-from dataset import TokenFileWriter, count_tokens, load_token_counts, open_token_file
+from corpus import open_corpus
+from counts import count_tokens, load_token_counts
+from dataset import open_token_file, write_token_file
+from tokenization import tokenizer_short_name
 from utils import InputError
 
 TOKENIZER = {"tokenizer": "some", "vocab_size": 30522, "vocab_hash": "0", "special_ids": {"cls": 101, "sep": 102}}
 
 
 def write(path, sequences, tokenizer=TOKENIZER):
-    with TokenFileWriter(path, tokenizer) as writer:
+    with write_token_file(path, tokenizer) as writer:
         for i in range(0, len(sequences), 3):
             part = sequences[i : i + 3]
             writer.append(np.concatenate(part), np.array([len(sequence) for sequence in part]))
@@ -63,7 +65,7 @@ print(len(sequences), sequences[0].ndim)"""
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_other(path, sequences):
     before = path.read_bytes()
-    with pytest.raises(ZeroDivisionError), TokenFileWriter(path, TOKENIZER) as writer:
+    with pytest.raises(ZeroDivisionError), write_token_file(path, TOKENIZER) as writer:
         writer.append(sequences[0], np.array([len(sequences[0])]))
         raise ZeroDivisionError
     assert path.read_bytes() == before
@@ -71,9 +73,9 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(path, sequences
 
 
 def test_nothing_to_write_and_ids_outside_the_vocabulary_are_errors(tmp_path):
-    with pytest.raises(InputError, match="not one sequence"), TokenFileWriter(tmp_path / "x", TOKENIZER):
+    with pytest.raises(InputError, match="not one sequence"), write_token_file(tmp_path / "x", TOKENIZER):
         pass
-    with pytest.raises(InputError, match="30522"), TokenFileWriter(tmp_path / "x", TOKENIZER) as writer:
+    with pytest.raises(InputError, match="30522"), write_token_file(tmp_path / "x", TOKENIZER) as writer:
         writer.append(np.array([1, 70000]), np.array([2]))
     assert not os.listdir(tmp_path)
 
@@ -156,9 +158,15 @@ def test_counts_are_those_of_the_tokens(tmp_path, path, sequences):
 
 def test_wrong_counts_are_refused(tmp_path, path):
     with pytest.raises(InputError, match="only 100 entries"):
-        count_tokens(open_token_file(path), 100)
+        count_tokens(open_corpus([path]), 100)
     counts = tmp_path / "counts.pickle"
-    for value, message in (([1] * 28996, "28996"), ({"a": 1}, "no list"), ([0.5] * 10, "other"), (Hostile(), "system")):
+    for value, message in (
+        ([1] * 28996, "28996"),
+        ({"a": 1}, "no list"),
+        ([0.5] * 10, "no list"),
+        ([[1], [2, 3]], "no list"),
+        (Hostile(), "system"),
+    ):
         counts.write_bytes(pickle.dumps(value))
         with pytest.raises(InputError, match=message):
             load_token_counts(counts, 30522)
@@ -172,4 +180,4 @@ def test_no_module_below_asks_for_torch():
 
 def test_short_name_is_the_last_path_component():
     for name in ("bert-base-uncased", "org/bert-base-uncased", "/models/bert-base-uncased/"):
-        assert dataset.tokenizer_short_name(name) == "bert-base-uncased"
+        assert tokenizer_short_name(name) == "bert-base-uncased"

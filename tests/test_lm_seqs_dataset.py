@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset import TokenFile
+from corpus import TokenCorpus
+from dataset import TokensInMemory
 from lm_seqs_dataset import LmSeqsDataset
 from utils import InputError
 
@@ -13,7 +14,7 @@ SPECIAL = {"unk": 1, "cls": 2, "sep": 3, "pad": 0, "mask": 4, "bos": None, "eos"
 def corpus(bodies):
     sequences = [np.concatenate([[2], body, [3]]) for body in bodies]
     offsets = np.concatenate([[0], np.cumsum([len(sequence) for sequence in sequences])])
-    return TokenFile(Path("text.pickle"), np.concatenate(sequences).astype(np.uint16), offsets)
+    return TokenCorpus([TokensInMemory(Path("text.pickle"), np.concatenate(sequences).astype(np.uint16), offsets)])
 
 
 def test_sequences_come_back_as_they_are():
@@ -51,7 +52,7 @@ def test_held_out_and_training_sequences_part_the_file():
     bodies = [np.full(10 + i, 100 + i) for i in range(30)]
     held_out = np.array([3, 7, 29])
     train = LmSeqsDataset(corpus(bodies), SPECIAL, 64, exclude=held_out)
-    valid = LmSeqsDataset(corpus(bodies), SPECIAL, 64, only=held_out)
+    valid = LmSeqsDataset(corpus(bodies).take(held_out), SPECIAL, 64)
     ids = lambda dataset: {dataset[i][1] for i in range(len(dataset))}
     assert ids(valid) == {103, 107, 129}
     assert ids(train) == set(range(100, 130)) - ids(valid)

@@ -1,0 +1,233 @@
+"""Lines of text out of files of any size, plain or compressed, as a whole or a shard's share, from any position.
+
+A position is (number of the span, byte of the unpacked text), always at the beginning of a line. The same files give
+the same lines in the same order wherever reading is interrupted, and however many shards share them: the shards' lines,
+one shard after the other, are the lines of the whole.
+"""
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from utils import InputError, logger
+
+STDIN = "-"
+BLOCK = 1 << 20  # bytes read at once
+MAX_LINE = 4 << 20  # bytes; a longer one is no sequence, and would not leave memory bounded
+SHOWN_WARNINGS = 5
+COMPRESSIONS = {".gz": (b"\x1f\x8b", gzip.open), ".bz2": (b"BZh", bz2.open), ".xz": (b"\xfd7zXZ\0", lzma.open)}
+
+
+@contextlib.contextmanager
+def open_text(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The unpacked text of a file ("-": standard input), and the file itself, which tells how much of it is read.
+
+    Raises: InputError if the file is damaged or cut short, at the place where reading comes upon it.
+    """
+    if path == STDIN:
+        yield sys.stdin.buffer, sys.stdin.buffer
+        return
+    try:
+        with open(path, "rb") as packed:
+            if opener := _opener(path, packed):
+                with opener(packed) as text:
+                    yield text, packed
+            else:
+                yield packed, packed
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise _damaged(path, str(error)) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _damaged(path, str(error)) from None  # how bz2 says it
+
+
+def _opener(path: str, file: BinaryIO):
+    """What unpacks a file, told by its first bytes whatever its name; None for plain text."""
+    start = file.read(6)
+    file.seek(0)
+    found = next((opener for magic, opener in COMPRESSIONS.values() if start.startswith(magic)), None)
+    if not found and (suffix := Path(path).suffix) in COMPRESSIONS:
+        raise _damaged(path, f"not a {suffix} file")
+    return found
+
+
+def _damaged(path: str, reason: str) -> InputError:
+    return InputError(f"{path} is damaged or cut short ({reason.rstrip('.')}); copy it again.")
+
+
+def read_lines(path: str | Path) -> Iterator[bytes]:
+    """The raw lines of a file."""
+    with open_text(str(path)) as (text, _):
+        yield from text
+
+
+# --------------------------------------------------------------------------------------------------------------- shares
+
+
+@dataclass(frozen=True)
+class Span:
+    """The lines of a file that begin at byte `start` or later, and before `stop` (None: up to the end)."""
+
+    path: str
+    start: int
+    stop: int | None
+
+
+def spans_of(paths: list[str], shard_id: int = 0, num_shards: int = 1) -> list[Span]:
+    """What shard `shard_id` of `num_shards` reads: an even share of the bytes of all files, one after the other.
+
+    The size of a compressed file is known only once it is unpacked: with several shards, each first makes such a pass.
+    """
+    if num_shards == 1:
+        return [Span(path, 0, None if path == STDIN or _is_compressed(path) else _size(path)) for path in paths]
+    sizes = [_unpacked_size(path) for path in paths]
+    first, last = (sum(sizes) * k // num_shards for k in (shard_id, shard_id + 1))
+    spans, at = [], 0  # `at`: where the file begins among all bytes
+    for path, size in zip(paths, sizes, strict=True):
+        start, stop = max(first - at, 0), min(last - at, size)
+        if start < stop:
+            spans.append(Span(path, start, stop))
+        at += size
+    return spans
+
+
+def _size(path: str) -> int:
+    return Path(path).stat().st_size
+
+
+def _is_compressed(path: str) -> bool:
+    with open(path, "rb") as file:
+        return _opener(path, file) is not None
+
+
+def _unpacked_size(path: str) -> int:
+    if not _is_compressed(path):
+        return _size(path)
+    logger.info("unpacking %s once to know its size", path)
+    with open_text(path) as (text, _):
+        return text.seek(0, 2)
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass
+class Block:
+    """Some consecutive lines."""
+
+    lines: list[str]  # stripped, without the empty ones
+    position: tuple[int, int]  # of what comes after them
+    n_bytes: int  # of text, this block
+    total_bytes: int | None  # of text, all spans; an estimate where files are compressed; None for standard input
+
+
+class TextReader:
+    """The lines of `spans`, as blocks of about BLOCK bytes.
+
+    Args:
+        spans: what to read.
+        strict: a line that isn't UTF-8 is an error; else its bad bytes become U+FFFD, with a warning.
+    """
+
+    def __init__(self, spans: list[Span], strict: bool = False) -> None:
+        self.spans, self.strict = spans, strict
+        self.n_bad = 0
+
+    def blocks(self, position: tuple[int, int] | None = None) -> Iterator[Block]:
+        """All lines from `position` on. Raises: InputError for what is no text."""
+        first, at = position or (0, None)
+        for i in range(first, len(self.spans)):
+            span = self.spans[i]
+            begin = None  # where the first line is that is read here
+            with open_text(span.path) as (text, packed):
+                for raw, start, line in _line_blocks(text, span, at if i == first and at else span.start):
+                    begin = start if begin is None else begin
+                    text_bytes = raw if start else raw.removeprefix(codecs.BOM_UTF8)
+                    lines = self._decode(text_bytes, span.path, begin, line)
+                    stop = start + len(raw)
+                    yield Block(lines, (i, stop), len(raw), self._estimate(stop, packed))
+        if self.n_bad > SHOWN_WARNINGS:
+            logger.warning("%d lines in all are not UTF-8", self.n_bad)
+
+    def _estimate(self, at: int, packed: BinaryIO) -> int | None:
+        """How long the text of all spans is, if the rest is compressed as the current file so far."""
+        if self.spans[0].path == STDIN:
+            return None
+        known = sum(span.stop - span.start for span in self.spans if span.stop is not None)
+        compressed = sum(_size(span.path) for span in self.spans if span.stop is None)
+        return known + (int(compressed * at / packed.tell()) if compressed else 0)
+
+    def _decode(self, raw: bytes, path: str, begin: int, line: int) -> list[str]:
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text = "\n".join(self._decode_line(data, path, begin, line + i) for i, data in enumerate(raw.split(b"\n")))
+        return [stripped for text_line in text.split("\n") if (stripped := text_line.strip())]
+
+    def _decode_line(self, data: bytes, path: str, begin: int, line: int) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            self.n_bad += 1
+            if self.strict or self.n_bad <= SHOWN_WARNINGS:
+                where = f"{path}, line {_lines_before(path, begin) + line}: not UTF-8 ({error.reason})"
+                if self.strict:
+                    raise InputError(f"{where}; mend it, or leave out --encoding_errors strict.") from None
+                logger.warning("%s; replaced by U+FFFD", where)
+            return data.decode("utf-8", "replace")
+
+
+def _line_blocks(text: BinaryIO, span: Span, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """Whole lines of a span from byte `at` on: (them, where they begin, number of the first, counted from 1)."""
+    if at:
+        text.seek(at - 1)
+        at += len(text.readline()) - 1  # a line belongs to the span in which it begins
+    rest, line = b"", 1  # `rest`: a line that is not read to its end
+    while span.stop is None or at < span.stop:
+        data = text.read(BLOCK)
+        block = rest + data
+        if not block:
+            return
+        if at == 0:
+            _check_is_text(block, span.path)
+        end = block.rfind(b"\n") + 1 if data else len(block)
+        if not end:
+            if len(block) > MAX_LINE:
+                raise InputError(
+                    f"{span.path}: the line at byte {at} is longer than {MAX_LINE >> 20} MiB, but a line is to be one "
+                    f"sequence; scripts/make_dump.py makes such lines."
+                )
+            rest = block
+            continue
+        if span.stop is not None and at + end > span.stop:
+            found = block.find(b"\n", span.stop - 1 - at, end)  # the end of the last line that begins before
+            end = found + 1 if found >= 0 else end
+        block, rest = block[:end], block[end:]
+        yield block, at, line
+        at += end
+        line += block.count(b"\n")
+
+
+def _check_is_text(start: bytes, path: str) -> None:
+    if b"\0" in start[:8192] or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path} is not UTF-8 text, but binary or UTF-16 (`iconv -t utf-8` converts that).")
+
+
+def _lines_before(path: str, position: int) -> int:
+    """How many lines end before a byte of the unpacked text."""
+    n, left = 0, position
+    if left:
+        with open_text(path) as (text, _):
+            while data := text.read(min(BLOCK, left)):
+                n += data.count(b"\n")
+                left -= len(data)
+    return n

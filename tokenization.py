@@ -1,0 +1,80 @@
+"""What the toolkit asks of a tokenizer: a description, which binarized files carry, and ids for lines of text."""
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from utils import InputError, why_not_loaded
+
+SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask", "bos", "eos")
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of a hub name or folder. Raises: InputError if there is none."""
+    from transformers import AutoTokenizer  # seconds to import
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = why_not_loaded(name, error)
+        raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.") from None
+
+
+def describe_tokenizer(tokenizer) -> dict:
+    """What a file must remember of the tokenizer that made it: name, size, special ids, a hash of the vocabulary."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return {
+        "tokenizer": tokenizer_short_name(tokenizer.name_or_path),
+        "vocab_size": len(tokenizer),
+        "vocab_hash": hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16],
+        "special_ids": {name: getattr(tokenizer, f"{name}_token_id") for name in SPECIAL_TOKENS},
+    }
+
+
+def tokenizer_short_name(name: str) -> str:
+    """The last component of a hub name or path: `org/bert` and `/models/bert/` both give `bert`."""
+    return Path(name).name
+
+
+def boundary_ids(special_ids: dict) -> tuple[int, int]:
+    """The ids that begin and end every sequence: [CLS] and [SEP], or for GPT-2 <|endoftext|> twice."""
+    begin = special_ids["cls"] if special_ids["cls"] is not None else special_ids["bos"]
+    end = special_ids["sep"] if special_ids["sep"] is not None else special_ids["eos"]
+    if begin is None or end is None:
+        raise InputError("this tokenizer has neither [CLS]/[SEP] nor bos/eos tokens to put around a sequence.")
+    return begin, end
+
+
+def unknown_id(special_ids: dict) -> int | None:
+    """The id of [UNK]. GPT-2 has no unknown token, and names its end-of-text token in that place."""
+    unknown = special_ids["unk"]
+    return None if unknown in (special_ids["eos"], special_ids["bos"]) else unknown
+
+
+class LineEncoder:
+    """Lines of text -> flat ids with boundary tokens, on all cores. Special tokens in the text are text like any other:
+    a line that says "[SEP]" does not end there."""
+
+    def __init__(self, tokenizer) -> None:
+        if not tokenizer.is_fast:
+            raise InputError(f"the tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json).")
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True
+        self.begin, self.end = boundary_ids(describe_tokenizer(tokenizer)["special_ids"])
+
+    def __call__(self, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (sum of lengths,) int32 ids and (n lines,) int64 lengths."""
+        ids = [encoding.ids for encoding in self.backend.encode_batch_fast(lines, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids)) + 2
+        stops = np.cumsum(lengths)
+        flat = np.empty(lengths.sum(), np.int32)
+        is_text = np.ones(flat.size, bool)
+        is_text[stops - 1] = is_text[stops - lengths] = False
+        flat[stops - lengths], flat[stops - 1] = self.begin, self.end
+        flat[is_text] = np.fromiter(itertools.chain.from_iterable(ids), np.int32, is_text.sum())
+        return flat, lengths
