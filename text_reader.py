@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import gzip
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -23,7 +24,11 @@ STDIN = "-"
 BLOCK = 1 << 20  # bytes read at once
 MAX_LINE = 4 << 20  # bytes; a longer one is no sequence, and would not leave memory bounded
 SHOWN_WARNINGS = 5
-COMPRESSIONS = {".gz": (b"\x1f\x8b", gzip.open), ".bz2": (b"BZh", bz2.open), ".xz": (b"\xfd7zXZ\0", lzma.open)}
+COMPRESSIONS = {  # how such a file begins, and what unpacks it
+    ".gz": (re.compile(rb"\x1f\x8b\x08"), gzip.open),
+    ".bz2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
+    ".xz": (re.compile(rb"\xfd7zXZ\0"), lzma.open),
+}
 
 
 @contextlib.contextmanager
@@ -52,9 +57,9 @@ def open_text(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 def _opener(path: str, file: BinaryIO):
     """What unpacks a file, told by its first bytes whatever its name; None for plain text."""
-    start = file.read(6)
+    start = file.read(10)
     file.seek(0)
-    found = next((opener for magic, opener in COMPRESSIONS.values() if start.startswith(magic)), None)
+    found = next((opener for magic, opener in COMPRESSIONS.values() if magic.match(start)), None)
     if not found and (suffix := Path(path).suffix) in COMPRESSIONS:
         raise _damaged(path, f"not a {suffix} file")
     return found

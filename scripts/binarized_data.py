@@ -101,9 +101,9 @@ def files_of(names: list[str]) -> list[str]:
 
 def identity_of(paths: list[str], shard: tuple[int, int]) -> dict:
     """What must be the same for an interrupted run to go on."""
-    stats = [os.stat(path) for path in paths if path != STDIN]
+    stats = {path: os.stat(path) for path in paths if path != STDIN}
     return {
-        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)],
+        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
         "shard": list(shard),
     }
 

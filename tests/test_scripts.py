@@ -5,17 +5,11 @@ import gzip
 import json
 import lzma
 
-import binarized_data
 import compare_models
 import make_dump
-import numpy as np
 import plot_losses
 import pytest
-import token_counts
 from conftest import run, train
-from transformers import AutoTokenizer
-
-from dataset import open_token_file
 
 FIRST = "The river rose in spring. Nobody had seen it so high. The bridge was closed for a week! Was it safe again?"
 SECOND = "Mr. J. Smith sold the mill in 1899. He moved to St. Petersburg, e.g. for his health. There he died."
@@ -133,77 +127,6 @@ def test_the_documentation_of_this_machine_is_prose(tmp_path):
     assert len(text) > 300_000
     assert ">>>" not in text
     assert len(set(lines)) > 0.99 * len(lines)
-
-
-# ------------------------------------------------------------------------------------------------------- binarized_data
-
-
-def binarize(tmp_path, workspace, text: bytes):
-    (tmp_path / "dump.txt").write_bytes(text)
-    run(binarized_data, "--file_path", tmp_path / "dump.txt", "--tokenizer_name", workspace / "bert-base-uncased",
-        "--dump_file", tmp_path / "text")  # fmt: skip
-    return open_token_file(tmp_path / "text.bert-base-uncased.pickle")
-
-
-def test_ids_are_those_of_encoding_line_by_line(tmp_path, workspace, tokenizer):
-    text = (workspace / "dump.txt").read_text()
-    file = binarize(tmp_path, workspace, text.encode())
-    for i, line in enumerate(text.splitlines()):
-        assert file[i].tolist() == tokenizer.encode(line)
-    assert file.tokenizer["tokenizer"] == "bert-base-uncased"
-    assert file.tokenizer["vocab_size"] == len(tokenizer)
-
-
-def test_special_tokens_in_the_text_are_text(tmp_path, workspace, tokenizer):
-    file = binarize(tmp_path, workspace, b"the cat [SEP] a dog [MASK] [CLS].\n")
-    ids = file[0].tolist()
-    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    assert not set(ids[1:-1]) & {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
-
-
-def test_a_tokenizer_that_truncates_and_pads_does_neither_here(tmp_path, workspace, tokenizer):
-    tokenizer.backend_tokenizer.enable_truncation(8)
-    tokenizer.backend_tokenizer.enable_padding(length=200)
-    tokenizer.save_pretrained(tmp_path / "cutting")
-    (tmp_path / "dump.txt").write_text("the cat sees the garden in the morning without a word. " * 5 + "\n")
-    run(binarized_data, "--file_path", tmp_path / "dump.txt", "--tokenizer_name", tmp_path / "cutting",
-        "--dump_file", tmp_path / "text")  # fmt: skip
-    file = open_token_file(tmp_path / "text.cutting.pickle")
-    plain = AutoTokenizer.from_pretrained(workspace / "bert-base-uncased")
-    assert file[0].tolist() == plain.encode((tmp_path / "dump.txt").read_text())
-
-
-def test_bad_bytes_are_reported_and_empty_lines_skipped(tmp_path, workspace, capsys):
-    file = binarize(tmp_path, workspace, b"the cat\n\n   \na \xff dog\nthe garden\n")
-    assert len(file) == 3
-    assert "dump.txt, line 4: not UTF-8" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--file_path", "nothing.txt"], "nothing.txt does not exist"),
-        (["--tokenizer_name", "no-such-tokenizer"], "no-such-tokenizer"),
-        (["--file_path", "{t}/empty.txt"], "not one sequence"),
-    ],
-)
-def test_bad_input_of_binarization(tmp_path, workspace, capsys, flags, message):
-    (tmp_path / "empty.txt").write_text("\n\n")
-    given = ["--file_path", workspace / "dump.txt", "--tokenizer_name", workspace / "bert-base-uncased"]
-    run(binarized_data, *given, "--dump_file", tmp_path / "x", *[flag.format(t=tmp_path) for flag in flags], expect=2)
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.glob("x*"))
-
-
-def test_counting_without_a_known_vocabulary_asks_for_its_size(tmp_path, capsys):
-    import pickle
-
-    (tmp_path / "old.pickle").write_bytes(pickle.dumps([np.arange(9)]))
-    flags = ["--data_file", tmp_path / "old.pickle", "--token_counts_dump", tmp_path / "counts.pickle"]
-    run(token_counts, *flags, expect=2)
-    assert "give --vocab_size" in capsys.readouterr().err
-    run(token_counts, *flags, "--vocab_size", 12)
-    assert pickle.loads((tmp_path / "counts.pickle").read_bytes()) == [1] * 9 + [0] * 3
 
 
 # ------------------------------------------------------------------------------------------------------- results to see
