@@ -49,7 +49,8 @@ class TokenCorpus:
 
     def __getitem__(self, i: int) -> np.ndarray:
         """(length,) ids."""
-        k = self._file_of(self.first_sequence, range(len(self))[i])
+        i = range(len(self))[i]
+        k = self._file_of(self.first_sequence, i)
         return self.files[k][i - int(self.first_sequence[k])]
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -109,30 +109,41 @@ def index_sequences(
     Returns: `starts`, (n,) int64, place of the first token after [CLS]; `lengths`, (n,) int32, with both boundary
         tokens; `dropped`, (3,) int64, the fields of `Dropped`.
     """
-    parts: tuple[list, list] = ([], [])
-    dropped = Dropped()
+    starts, lengths = np.empty(len(corpus), np.int64), np.empty(len(corpus), np.int32)
+    n, dropped = 0, Dropped()
     for first, offsets, ids in corpus.blocks(tokens=unknown is not None):
-        lengths = np.diff(offsets)
-        keep = np.ones(len(lengths), bool)
+        sizes = np.diff(offsets)
+        keep = np.ones(len(sizes), bool)
         if exclude is not None:
-            inside = exclude[slice(*np.searchsorted(exclude, (first, first + len(lengths))))]
+            inside = exclude[slice(*np.searchsorted(exclude, (first, first + len(sizes))))]
             keep[inside - first] = False
-        short = keep & (lengths < MIN_LENGTH)
+        short = keep & (sizes < MIN_LENGTH)
         keep &= ~short
         dropped.short += int(short.sum())
         if unknown is not None:
-            mostly_unknown = keep & (count_per_sequence(ids == unknown, offsets) >= MAX_UNKNOWN * lengths)
+            mostly_unknown = keep & (count_per_sequence(ids == unknown, offsets) >= MAX_UNKNOWN * sizes)
             keep &= ~mostly_unknown
             dropped.unknown += int(mostly_unknown.sum())
-        dropped.split += int((lengths[keep] > max_length).sum())
+        dropped.split += int((sizes[keep] > max_length).sum())
         # From here on a sequence is its body, the tokens between the two boundary tokens.
-        starts, bodies = _split_evenly(offsets[:-1][keep] + 1, lengths[keep] - 2, max_length - 2)
-        parts[0].append(starts)
-        parts[1].append((bodies + 2).astype(np.int32))
-    starts = np.concatenate(parts[0])
-    parts[0].clear()  # before the next array of this size is made
-    counts = np.array([dropped.split, dropped.short, dropped.unknown])
-    return {"starts": starts, "lengths": np.concatenate(parts[1]), "dropped": counts}
+        begins, bodies = _split_evenly(offsets[:-1][keep] + 1, sizes[keep] - 2, max_length - 2)
+        stop = n + len(begins)
+        if stop > len(starts):  # many were split
+            _resize(starts, lengths, stop + len(starts) // 4)
+        starts[n:stop], lengths[n:stop] = begins, bodies + 2
+        n = stop
+    _resize(starts, lengths, n)
+    return {
+        "starts": starts,
+        "lengths": lengths,
+        "dropped": np.array([dropped.split, dropped.short, dropped.unknown]),
+    }
+
+
+def _resize(starts: np.ndarray, lengths: np.ndarray, n: int) -> None:
+    """In place: a list of parts, joined at the end, would need twice the memory for a moment."""
+    for array in (starts, lengths):
+        array.resize(n, refcheck=False)
 
 
 def count_per_sequence(found: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -140,6 +151,15 @@ def count_per_sequence(found: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     positions = np.flatnonzero(found)
     sequences = np.searchsorted(offsets - offsets[0], positions, side="right") - 1
     return np.bincount(sequences, minlength=len(offsets) - 1)
+
+
+def has_boundaries(ids: np.ndarray, offsets: np.ndarray, special_ids: dict) -> np.ndarray:
+    """(n_sequences,) bool, whether each sequence of a block begins and ends with its boundary tokens."""
+    begin, end = boundary_ids(special_ids)
+    starts, stops = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
+    right = stops - starts >= 2
+    right[right] = (ids[starts[right]] == begin) & (ids[stops[right] - 1] == end)
+    return right
 
 
 def _split_evenly(starts: np.ndarray, lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:

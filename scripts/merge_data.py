@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus import TokenCorpus, open_corpus
 from dataset import write_token_file
+from lm_seqs_dataset import has_boundaries
 from tokenization import boundary_ids, describe_tokenizer, load_tokenizer
 from utils import InputError, logger
 
@@ -39,11 +40,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def check_boundaries(corpus: TokenCorpus, first: int, offsets: np.ndarray, ids: np.ndarray, tokenizer: dict) -> None:
     """Raises InputError unless every sequence of a block begins and ends as this tokenizer's do."""
-    begin, end = boundary_ids(tokenizer["special_ids"])
-    starts, stops = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
-    right = stops - starts >= 2
-    right[right] = (ids[starts[right]] == begin) & (ids[stops[right] - 1] == end)
+    right = has_boundaries(ids, offsets, tokenizer["special_ids"])
     if not right.all():
+        begin, end = boundary_ids(tokenizer["special_ids"])
         raise InputError(
             f"{corpus}: sequence {first + int(np.argmin(right))} does not begin with id {begin} and end with {end}, as "
             f"those of the tokenizer {tokenizer['tokenizer']} do; name the one that made it with --tokenizer_name."

@@ -8,6 +8,7 @@ checksums are verified beside.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -24,7 +25,7 @@ from corpus import TokenCorpus, open_corpus
 from counts import count_tokens
 from utils import InputError, logger
 
-WORTH_A_POOL = 1 << 24  # tokens; fewer are counted sooner than the processes have started
+WORTH_A_POOL = 1 << 28  # tokens; fewer are counted sooner than the processes have started
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -40,14 +41,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
-    """(vocab_size,) int64 occurrences of each token, counted on all cores."""
-    if not corpus.on_disk or corpus.n_tokens < WORTH_A_POOL:
-        corpus.verify()
-        return count_tokens(corpus, vocab_size)
-    with multiprocessing.Pool(os.cpu_count()) as pool, ThreadPoolExecutor(1) as thread:
-        verification = thread.submit(corpus.verify)
+    """(vocab_size,) int64 occurrences of each token. The checksum is verified beside, and on a large corpus all cores
+    count."""
+    with contextlib.ExitStack() as stack:
+        map_tasks = map
+        if corpus.on_disk and corpus.n_tokens >= WORTH_A_POOL:
+            map_tasks = stack.enter_context(multiprocessing.Pool(os.cpu_count())).imap_unordered
+        verification = stack.enter_context(ThreadPoolExecutor(1)).submit(corpus.verify)
         try:
-            return count_tokens(corpus, vocab_size, pool.imap_unordered)
+            return count_tokens(corpus, vocab_size, map_tasks)
         finally:
             verification.result()  # damage explains whatever error came of it
 

@@ -66,6 +66,22 @@ def test_ids_are_those_of_encoding_line_by_line(tmp_path, binarize, tokenizer, t
     assert file.tokenizer["vocab_size"] == len(tokenizer)
 
 
+def test_plain_ascii_takes_a_shorter_way_to_the_same_ids(tokenizer):
+    """Printable ASCII skips the normalizer (see LineEncoder); every other character must not."""
+    from tokenization import LineEncoder
+
+    generator = np.random.default_rng(0)
+    alphabets = ([chr(i) for i in range(32, 127)], list("abzABZ éÜß中文\u00a0\u200b\x7f\t.,'İ"))
+    lines = ["".join(generator.choice(alphabets[i % 2], size=generator.integers(1, 90))) for i in range(2000)]
+    lines = [line.strip() or "x" for line in lines]
+    expected = [tokenizer.encode(line) for line in lines]
+    encode = LineEncoder(tokenizer)
+    assert encode.plain_backend is not None
+    ids, lengths = encode(lines)
+    assert lengths.tolist() == [len(line) for line in expected]
+    assert ids.tolist() == [id_ for line in expected for id_ in line]
+
+
 def test_special_tokens_in_the_text_are_text(tmp_path, binarize, tokenizer):
     (tmp_path / "dump.txt").write_text("the cat [SEP] a dog [MASK] [CLS].\n")
     binarize(tmp_path / "dump.txt")

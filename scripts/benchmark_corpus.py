@@ -1,0 +1,294 @@
+"""Measures what the corpus costs, beside the way it was done before, in one run:
+
+    python scripts/benchmark_corpus.py --file_path data/dump.txt --bert_tokenizer bert-base-uncased
+
+Tokenizing (MB of text a second) and its peak memory, opening a binarized file, counting its tokens, and setting up the
+training sequences and their order. The stages of the real size, some GB and minutes, are asked for with
+`--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every figure of memory comes from a process of its own
+(Linux only). Everything is written below --work_dir, and removed.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import pickle
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+import utils
+from corpus import open_corpus
+from dataset import open_token_file, write_token_file
+from grouped_batch_sampler import GroupedBatchSampler
+from lm_seqs_dataset import LmSeqsDataset
+from tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
+from utils import InputError, logger
+
+BATCH = 1024  # lines given to the library's batch encoding
+SAMPLE_BYTES = 40_000_000  # of the text, for the rates
+N_TOUCHED = 1000
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--file_path", default="data/dump.txt", help="text, one sequence a line (%(default)s)")
+    parser.add_argument("--tokenizer_name", "--bert_tokenizer", default="bert-base-uncased", help="(%(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="of each rate; the median counts (%(default)s)")
+    parser.add_argument(
+        "--memory_megabytes", type=int, nargs="*", default=[20], help="sizes of text to binarize (%(default)s)"
+    )
+    parser.add_argument("--open_sequences", type=int, default=300_000, help="of the file to open (%(default)s)")
+    parser.add_argument("--set_up_sequences", type=int, default=1_000_000, help="of the file to index (%(default)s)")
+    parser.add_argument("--work_dir", default="work", help="for temporary files (%(default)s)")
+    return parser.parse_args(argv)
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def alone(function: Callable, *arguments):
+    """Calls it in a fresh process, so that its memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def memory(field: str) -> int:
+    """Bytes of this process: VmRSS now, or VmHWM at its peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def seconds(function: Callable) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+class Table:
+    """Rows of a Markdown table, printed as they come."""
+
+    def __init__(self) -> None:
+        print("| what | before | here | ratio |\n|---|---:|---:|---:|")
+
+    def row(self, what: str, before: str, here: str, ratio: str) -> None:
+        print(f"| {what} | {before} | {here} | {ratio} |", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- tokenizing
+
+
+def sample_of(path: str, target: Path) -> list[str]:
+    """The first lines of the text, also written to a file."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file.readlines(SAMPLE_BYTES)]
+    lines = [line for line in lines if line]
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines
+
+
+def benchmark_tokenizing(table: Table, args: argparse.Namespace, folder: Path) -> None:
+    import binarized_data
+
+    tokenizer = load_tokenizer(args.tokenizer_name)
+    plain = load_tokenizer(args.tokenizer_name).backend_tokenizer
+    plain.no_truncation()
+    plain.no_padding()
+    text = folder / "sample.txt"
+    lines = sample_of(args.file_path, text)
+    batches = [lines[i : i + BATCH] for i in range(0, len(lines), BATCH)]
+    few = lines[: max(1, len(lines) // 8)]  # the slow way needs no more
+    flags = ["--file_path", str(text), "--bert_tokenizer", args.tokenizer_name, "--dump_file", str(folder / "sample")]
+    ways = {
+        "one call a line": (lambda: [tokenizer.encode(line) for line in few], few),
+        "encode_batch": (lambda: [[e.ids for e in plain.encode_batch(batch)] for batch in batches], lines),
+        "encode_batch_fast": (lambda: [[e.ids for e in plain.encode_batch_fast(batch)] for batch in batches], lines),
+        "ours": (lambda: binarized_data.main(flags), lines),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.turns):
+        for name, (way, given) in ways.items():
+            gc.collect()
+            n_bytes = sum(len(line.encode()) + 1 for line in given)
+            rates[name].append(n_bytes / 1e6 / seconds(way))
+    rate = {name: statistics.median(found) for name, found in rates.items()}
+    for name, what in (
+        ("one call a line", "tokenizing, against one `encode` a line"),
+        ("encode_batch", "tokenizing, against the library's `encode_batch`"),
+        ("encode_batch_fast", "tokenizing, against `encode_batch_fast`"),
+    ):
+        ratio = rate["ours"] / rate[name]
+        table.row(what, f"{rate[name]:.2f} MB/s", f"{rate['ours']:.2f} MB/s", f"{ratio:.2f}x")
+
+
+def binarize_alone(flags: list[str]) -> int:
+    import binarized_data
+
+    assert binarized_data.main(flags) == 0
+    return memory("VmHWM")
+
+
+def benchmark_memory(table: Table, args: argparse.Namespace, folder: Path) -> None:
+    text = folder / "repeated.txt"
+    content = Path(args.file_path).read_bytes()
+    for megabytes in args.memory_megabytes:
+        with open(text, "wb") as file:
+            while file.tell() < megabytes * 1e6:
+                file.write(content)
+        flags = ["--file_path", str(text), "--bert_tokenizer", args.tokenizer_name, "--dump_file", str(folder / "r")]
+        start = time.perf_counter()
+        peak = alone(binarize_alone, flags)
+        took = time.perf_counter() - start
+        what = f"peak memory of binarizing {text.stat().st_size / 1e6:,.0f} MB ({took:,.0f} s)"
+        table.row(what, "", f"{peak / 1e6:,.0f} MB", "")
+        (folder / f"r.{tokenizer_short_name(args.tokenizer_name)}.pickle").unlink()
+        text.unlink()
+
+
+# ------------------------------------------------------------------------------------------------- opening and counting
+
+
+def write_both(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    """The text's sequences, repeated up to the number asked for, as an old pickled list and as ours."""
+    sample = open_token_file(folder / f"sample.{tokenizer_short_name(args.tokenizer_name)}.pickle")
+    old, ours = folder / "old.pickle", folder / "ours.pickle"
+    sequences = [sample[i % len(sample)].copy() for i in range(args.open_sequences)]
+    with open(old, "wb") as file:
+        pickle.dump(sequences, file, protocol=pickle.HIGHEST_PROTOCOL)
+    with write_token_file(ours, sample.tokenizer) as writer:
+        writer.append(np.concatenate(sequences), np.array([len(sequence) for sequence in sequences]))
+    return old, ours
+
+
+def forget(path: Path) -> None:
+    """Makes the next reading of a file come from the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def touch_old(path: Path) -> tuple[float, int]:
+    forget(path)
+    before, start = memory("VmRSS"), time.perf_counter()
+    with open(path, "rb") as file:
+        sequences = pickle.load(file)
+    opened = time.perf_counter() - start
+    return opened, memory("VmRSS") - before + 0 * len(sequences)
+
+
+def touch_ours(path: Path) -> tuple[float, int]:
+    forget(path)
+    before, start = memory("VmRSS"), time.perf_counter()
+    file = open_token_file(path)
+    opened = time.perf_counter() - start
+    for i in np.random.default_rng(0).integers(len(file), size=N_TOUCHED):
+        assert len(file[i])
+    return opened, memory("VmRSS") - before
+
+
+def count_with_counter(path: Path) -> float:
+    with open(path, "rb") as file:
+        sequences = pickle.load(file)
+    counter: Counter = Counter()
+    start = time.perf_counter()
+    for sequence in sequences:
+        counter.update(sequence)
+    return time.perf_counter() - start
+
+
+def benchmark_opening_and_counting(table: Table, args: argparse.Namespace, folder: Path) -> None:
+    import token_counts
+
+    old, ours = write_both(args, folder)
+    (before, before_bytes), (here, here_bytes) = alone(touch_old, old), alone(touch_ours, ours)
+    n = f"{args.open_sequences:,} sequences"
+    table.row(
+        f"opening {n}, from the disk", f"{before * 1e3:,.0f} ms", f"{here * 1e3:.1f} ms", f"{before / here:,.0f}x"
+    )
+    share = f"{100 * here_bytes / before_bytes:.2f} %"
+    touched = f"memory after reading {N_TOUCHED:,} of them"
+    table.row(touched, f"{before_bytes / 1e6:,.0f} MB", f"{here_bytes / 1e6:.2f} MB", share)
+    flags = ["--data_file", str(ours), "--token_counts_dump", str(folder / "counts.pickle")]
+    before = alone(count_with_counter, old)
+    here = statistics.median(seconds(lambda: token_counts.main(flags)) for _ in range(args.turns))
+    rates = [open_token_file(ours).n_tokens / 1e6 / took for took in (before, here)]
+    what = "counting, against a Counter, which verifies nothing"
+    table.row(what, f"{rates[0]:,.1f} M tokens/s", f"{rates[1]:,.0f} M tokens/s", f"{rates[1] / rates[0]:,.0f}x")
+
+
+# --------------------------------------------------------------------------------------------------------------- set-up
+
+
+def write_synthetic(path: Path, n_sequences: int, tokenizer: dict) -> None:
+    """Sequences of 12 to 108 random ids."""
+    generator = np.random.default_rng(0)
+    ids = tokenizer["special_ids"]
+    with write_token_file(path, tokenizer) as writer:
+        while writer.n_sequences < n_sequences:
+            lengths = generator.integers(12, 109, min(1 << 18, n_sequences - writer.n_sequences))
+            tokens = generator.integers(200, tokenizer["vocab_size"], lengths.sum(), dtype=np.uint16)
+            stops = np.cumsum(lengths)
+            tokens[stops - lengths], tokens[stops - 1] = ids["cls"], ids["sep"]
+            writer.append(tokens, lengths)
+
+
+def set_up(path: Path) -> dict[str, float]:
+    corpus = open_corpus([path])
+    before, start = memory("VmRSS"), time.perf_counter()
+    dataset = LmSeqsDataset(corpus, corpus.tokenizer["special_ids"], 512)
+    indexed = time.perf_counter()
+    sampler = GroupedBatchSampler(dataset.lengths, batch_size=5)
+    ready = time.perf_counter()
+    sampler.set_epoch(1)
+    return {
+        "index": indexed - start,
+        "order": ready - indexed,
+        "epoch": time.perf_counter() - ready,
+        "peak": (memory("VmHWM") - before) / len(dataset),
+        "kept": (memory("VmRSS") - before) / len(dataset),
+    }
+
+
+def benchmark_set_up(table: Table, args: argparse.Namespace, folder: Path) -> None:
+    path = folder / "synthetic.pickle"
+    write_synthetic(path, args.set_up_sequences, describe_tokenizer(load_tokenizer(args.tokenizer_name)))
+    found = alone(set_up, path)
+    n = f"{args.set_up_sequences:,} sequences"
+    table.row(f"indexing {n}, {path.stat().st_size / 1e9:.1f} GB", "", f"{found['index']:.1f} s", "")
+    table.row("their first order, and that of another epoch", "", f"{found['order']:.1f} s, {found['epoch']:.1f} s", "")
+    table.row("memory a sequence: peak, kept", "", f"{found['peak']:.1f} B, {found['kept']:.1f} B", "")
+    path.unlink()
+
+
+@utils.cli
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    utils.setup_logging()
+    utils.quiet_transformers()
+    if not Path(args.file_path).is_file():
+        raise InputError(f"--file_path {args.file_path} does not exist; scripts/make_dump.py makes a text.")
+    logger.setLevel("WARNING")  # the scripts that are called need not say what they do
+    Path(args.work_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
+        folder, table = Path(name), Table()
+        benchmark_tokenizing(table, args, folder)
+        benchmark_memory(table, args, folder)
+        benchmark_opening_and_counting(table, args, folder)
+        benchmark_set_up(table, args, folder)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
