@@ -251,9 +251,8 @@ def report_needs(report: Report, corpus: TokenCorpus, training: LmSeqsDataset, t
     report.line("models", f"teacher {t / 1e6:.1f} M, student {s / 1e6:.1f} M parameters")
     report.line("updates", updates, f"{N_EPOCH} epochs of {training.n_tokens:,} tokens on one process")
     report.line("memory of the device", size(4 * t + 16 * s), "models, gradients, optimizer; activations come on top")
-    report.line(
-        "memory of the machine", size(22 * n), "index and order of the sequences; 5 B a sequence more for each process"
-    )
+    own = f"index of the sequences; {size(OWN * n)} more for each process"
+    report.line("memory of the machine", size(SHARED * n), own)
     report.line("", size(psutil.virtual_memory().available), "are available here")
     report.line("page cache", size(on_disk), "if the text is to be read from the disk only once")
     kept = 8 * s + state + 4 * s * N_EPOCH
@@ -269,7 +268,8 @@ def plot(path: str, found: CorpusStatistics, max_length: int) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     top = int(max(np.percentile(found.lengths, 99.5), MIN_LENGTH)) + 1
-    left.hist(np.minimum(found.lengths, top), bins=min(80, top), range=(0, top), color="C0")
+    width = -(-top // 80)  # whole tokens, so that all bars count equally many lengths
+    left.hist(np.minimum(found.lengths, top), bins=np.arange(0, top + width + 1, width), color="C0")
     left.axvline(MIN_LENGTH, color="C3", linestyle="--", label=f"dropped below {MIN_LENGTH}")
     if max_length <= top:
         left.axvline(max_length, color="C1", linestyle="--", label=f"split above {max_length}")

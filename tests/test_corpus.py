@@ -246,12 +246,8 @@ def test_the_survey_finds_what_was_put_in(tmp_path):
 
 
 def test_hashes_tell_sequences_apart_by_content_place_and_length():
-    sequences = make_sequences(3000) + [
-        np.array([2, 0, 3]),
-        np.array([2, 3]),
-        np.array([2, 0, 0, 3]),
-        np.array([], int),
-    ]
+    others = ([2, 0, 3], [2, 3], [2, 0, 0, 3], [])
+    sequences = [*make_sequences(3000), *(np.array(ids, int) for ids in others)]
     lengths = np.array([len(sequence) for sequence in sequences])
     hashes = hash_sequences(np.concatenate(sequences), np.concatenate([[0], np.cumsum(lengths)]))
     assert len(np.unique(hashes)) == len({tuple(sequence) for sequence in sequences})
@@ -259,13 +255,21 @@ def test_hashes_tell_sequences_apart_by_content_place_and_length():
     assert alone == hashes[:100].tolist()
 
 
-def test_the_doctor_finds_a_corpus_fit(tmp_path, workspace, capsys):
-    # A teacher that has learnt nothing is as bad as a wrong one, so the workspace's learns the text first.
-    train(workspace, tmp_path / "teacher", "--student_type", "bert", "--student_pretrained_weights",
-          workspace / "bert-base-uncased", "--alpha_ce", 0, "--alpha_cos", 0, "--n_epoch", 8, "--learning_rate", 0.01,
-          "--gradient_accumulation_steps", 1, "--dropout", 0, "--valid_share", 0)  # fmt: skip
-    run(corpus_doctor, "--data_file", workspace / "text.bert-base-uncased.pickle", "--teacher_name",
-        tmp_path / "teacher", "--token_counts", workspace / "counts.pickle", "--plot", tmp_path / "x.png")  # fmt: skip
+@pytest.fixture(scope="module")
+def trained(workspace, tmp_path_factory):
+    """A teacher that has learnt something of the text, in some seconds."""
+    folder = tmp_path_factory.mktemp("trained") / "teacher"
+    train(workspace, folder, "--teacher_name", workspace / "bert-base-uncased", "--student_type", "bert",
+          "--n_layers", 1, "--dim", 64, "--n_heads", 2, "--hidden_dim", 128, "--max_position_embeddings", 64,
+          "--initializer_range", 0.05, "--alpha_ce", 0, "--alpha_cos", 0, "--mlm_smoothing", 0, "--n_epoch", 8,
+          "--learning_rate", 0.003, "--gradient_accumulation_steps", 1, "--dropout", 0, "--attention_dropout", 0,
+          "--log_interval", 100)  # fmt: skip
+    return folder
+
+
+def test_the_doctor_finds_a_corpus_fit(tmp_path, workspace, trained, capsys):
+    run(corpus_doctor, "--data_file", workspace / "text.bert-base-uncased.pickle", "--teacher_name", trained,
+        "--token_counts", workspace / "counts.pickle", "--plot", tmp_path / "x.png")  # fmt: skip
     out = capsys.readouterr().out
     assert "fit to train on" in out
     assert "checksum intact" in out
@@ -274,12 +278,13 @@ def test_the_doctor_finds_a_corpus_fit(tmp_path, workspace, capsys):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_doctor_tells_a_wrong_tokenizer_by_the_teachers_loss(tmp_path, workspace, capsys):
+def test_the_doctor_tells_a_wrong_tokenizer_by_the_teachers_loss(tmp_path, workspace, trained, capsys):
     with open(workspace / "text.bert-base-uncased.pickle", "rb") as file:
         sequences = pickle.load(file)
-    shift = lambda s: np.array([s[0], *np.where(s[1:-1] > 100, s[1:-1] - 50, s[1:-1] + 40), s[-1]])
-    (tmp_path / "old.pickle").write_bytes(pickle.dumps([shift(sequence) for sequence in sequences]))
-    flags = ["--data_file", tmp_path / "old.pickle", "--teacher_name", workspace / "bert-base-uncased"]
+    other_id = lambda ids: np.where(ids > 80, ids - 50, ids + 40)
+    shifted = [np.array([s[0], *other_id(s[1:-1]), s[-1]]) for s in sequences]
+    (tmp_path / "old.pickle").write_bytes(pickle.dumps(shifted))
+    flags = ["--data_file", tmp_path / "old.pickle", "--teacher_name", trained]
     run(corpus_doctor, *flags, expect=1)
     assert "is worse than a guess by frequency" in capsys.readouterr().out
 
