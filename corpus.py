@@ -108,7 +108,7 @@ def open_corpus(names: list[str], tokenizer=None) -> TokenCorpus:
     Raises: InputError if there is no such file, or it is none of this tokenizer.
     """
     paths = expand_globs(names)
-    _warn_of_missing_shards(paths)
+    _tell_missing_shards(paths)
     corpus = TokenCorpus([open_token_file(path) for path in paths])
     if tokenizer is not None and corpus.tokenizer:
         ours = describe_tokenizer(tokenizer)
@@ -121,7 +121,7 @@ def open_corpus(names: list[str], tokenizer=None) -> TokenCorpus:
     return corpus
 
 
-def _warn_of_missing_shards(paths: list[str]) -> None:
+def _tell_missing_shards(paths: list[str]) -> None:
     found: dict[tuple[str, str], set[int]] = {}
     for path in paths:
         if match := SHARD.fullmatch(path):
@@ -130,4 +130,4 @@ def _warn_of_missing_shards(paths: list[str]) -> None:
     for (name, total), numbers in found.items():
         if missing := sorted(set(range(int(total))) - numbers):
             some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            logger.warning("%s: of %d shards, these are not there: %s", name, int(total), some)
+            logger.info("%s: of %d shards, these are not there: %s", name, int(total), some)

@@ -265,8 +265,12 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator:
     Raises: OSError as `open` and `write` do; the file that stood under the name before is then untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # what the user knows
+        raise
     try:
         with os.fdopen(handle, mode) as file:
             yield file

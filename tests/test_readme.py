@@ -44,12 +44,19 @@ def test_every_command_runs_as_printed(clone, workspace):
     for command in RUNNABLE:
         if "torchrun --nproc_per_node 4" in command and (os.cpu_count() or 1) < 4:
             command = command.replace("--nproc_per_node 4", "--nproc_per_node 2")
+        command = command.replace("200 2000", "1").replace("50000000", "10000")  # sizes of the benchmark
         result = subprocess.run(command, shell=True, cwd=clone, env=env, capture_output=True, text=True, timeout=300)
+        if "corpus_doctor.py" in command:  # this teacher has learnt nothing, and that is to be found out
+            assert result.returncode == 1
+            assert result.stdout.count("problem: ") == result.stdout.count("worse than a guess by frequency") == 1
+            continue
         assert result.returncode == 0, f"{command}\n{result.stderr[-3000:]}"
         if "make_dump.py" in command:  # a smaller text from here on
             shutil.copy(workspace / "dump.txt", clone / "data" / "dump.txt")
     for run in ("my_first_training", "my_second_training", "my_third_training"):
         assert (clone / "serialization_dir" / run / "model.safetensors").is_file()
+    whole = (clone / "data" / "binarized_text.bert-base-uncased.pickle").read_bytes()
+    assert (clone / "data" / "merged_text.pickle").read_bytes() == whole
 
 
 def test_every_file_that_the_readme_names_exists():
