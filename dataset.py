@@ -140,8 +140,10 @@ class TokenFileWriter:
             logger.warning("%s: no locks on this disk (%s); see that no other process writes it", path, error.strerror)
         if resume and self.has_checkpoint:
             self._go_on()
-        else:
-            self._begin()
+            return
+        if self.has_checkpoint:
+            logger.info("beginning anew: what an interrupted run left in %s is thrown away", self.folder)
+        self._begin()
 
     def _open(self, name: str) -> BinaryIO:
         return os.fdopen(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # empties nothing
@@ -158,10 +160,14 @@ class TokenFileWriter:
         self._write_offsets(np.zeros(1, "<i8"))
 
     def _go_on(self) -> None:
-        state = json.loads((self.folder / PROGRESS).read_text())
-        if state["tokenizer"] != self.tokenizer:
+        try:
+            state = json.loads((self.folder / PROGRESS).read_text())
+            self.n_sequences, self.n_tokens, self._crc = state["n_sequences"], state["n_tokens"], state["crc32"]
+            made_by, self.progress = state["tokenizer"], state["progress"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"--resume: {self.folder / PROGRESS} is damaged; begin anew without --resume.") from None
+        if made_by != self.tokenizer:
             raise InputError(f"--resume: {self.folder} was made with another tokenizer; leave out --resume.")
-        self.n_sequences, self.n_tokens, self._crc = state["n_sequences"], state["n_tokens"], state["crc32"]
         begin = {"tokens": len(_head(0)), "offsets": 0}
         end = {"tokens": begin["tokens"] + self.n_tokens * self.dtype.itemsize, "offsets": (self.n_sequences + 1) * 8}
         for name, file in (("tokens", self._file), ("offsets", self._offsets)):
@@ -169,7 +175,6 @@ class TokenFileWriter:
                 raise InputError(f"--resume: {self.folder / name} is damaged; begin anew without --resume.")
             file.truncate(end[name])
             file.seek(end[name])
-        self.progress = state["progress"]
 
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Adds `len(lengths)` sequences whose ids stand one after the other in `ids`, (sum(lengths),) integers."""

@@ -177,7 +177,8 @@ def binarize(writer: TokenFileWriter, reader: TextReader, encode: LineEncoder, i
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     shard_id, num_shards = share_of(args)
-    utils.setup_logging(is_master="RANK" not in os.environ or shard_id == 0)
+    is_master = args.num_shards is not None or shard_id == 0  # jobs of an array have a log of their own each
+    utils.setup_logging(is_master)
     utils.quiet_transformers()
     paths = files_of(args.file_path)
     if paths == [STDIN] and (num_shards > 1 or args.resume):
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"shard {shard_id} of {num_shards} gets no text: there is too little; use fewer shards.")
     reader = TextReader(spans, strict=args.encoding_errors == "strict")
     with write_token_file(target, describe_tokenizer(tokenizer), args.resume) as writer:
-        binarize(writer, reader, encode, identity_of(paths, (shard_id, num_shards)), shown=shard_id == 0)
+        binarize(writer, reader, encode, identity_of(paths, (shard_id, num_shards)), shown=is_master)
     logger.info(
         "%s: %s sequences, %s tokens, %.1f on average",
         target,

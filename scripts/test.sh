@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Passes all the tests, in an environment of its own that it makes if need be: bash scripts/test.sh [pytest's flags]
 set -euo pipefail
-source "$(dirname "$0")/environment.sh" pytest pyarrow ruff
+source "$(dirname "$0")/environment.sh" pytest hypothesis pyarrow ruff
 
 say "Checking the style"
 ruff check --no-cache .

@@ -302,6 +302,11 @@ def test_damage_to_an_unfinished_file_is_found(tmp_path, binarize, text, small_b
     tokens.write_bytes(content)
     binarize(text, "--resume", expect=2)
     assert "tokens is damaged" in capsys.readouterr().err
+    (tokens.parent / "progress.json").write_text("{")
+    binarize(text, "--resume", expect=2)
+    assert "progress.json is damaged" in capsys.readouterr().err
+    binarize(text)
+    assert "what an interrupted run left" in capsys.readouterr().err
 
 
 def test_two_processes_can_not_write_the_same_file(tmp_path, binarize, text, capsys):

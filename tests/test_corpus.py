@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import token_counts
 from conftest import ROOT, run, train
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import counts
@@ -309,7 +309,7 @@ def intact(tmp_path_factory):
     return path, path.read_bytes(), [sequence.tolist() for sequence in make_sequences(40)]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_no_damage_crashes_or_gives_wrong_tokens(intact, data):
     """Whatever is cut, changed, inserted or put together: the right tokens, or one clear error."""
