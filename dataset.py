@@ -439,6 +439,8 @@ def _read_footer(path: Path, size: int) -> dict:
         tokens_at, offsets_at = footer["tokens_at"], footer["offsets_at"]
         tokens_bytes, offsets_bytes = n_tokens * dtype.itemsize, (n_sequences + 1) * 8
         tokens_end, offsets_end = tokens_at + tokens_bytes, offsets_at + offsets_bytes
+        if not tokens_end <= offsets_at <= offsets_end <= footer_at:
+            raise damaged
         # The opcodes around the buffers follow from the footer, so every byte outside the buffers is checked here.
         if (
             read(0, tokens_at) != _head(tokens_bytes)

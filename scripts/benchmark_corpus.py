@@ -29,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 import utils
 from corpus import open_corpus
-from dataset import open_token_file, write_token_file
+from dataset import open_token_file, token_dtype, write_token_file
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
 from tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
@@ -235,11 +235,11 @@ def benchmark_opening_and_counting(table: Table, args: argparse.Namespace, folde
 def write_synthetic(path: Path, n_sequences: int, tokenizer: dict) -> None:
     """Sequences of 12 to 108 random ids."""
     generator = np.random.default_rng(0)
-    ids = tokenizer["special_ids"]
+    ids, voc_size = tokenizer["special_ids"], tokenizer["vocab_size"]
     with write_token_file(path, tokenizer) as writer:
         while writer.n_sequences < n_sequences:
             lengths = generator.integers(12, 109, min(1 << 18, n_sequences - writer.n_sequences))
-            tokens = generator.integers(200, tokenizer["vocab_size"], lengths.sum(), dtype=np.uint16)
+            tokens = generator.integers(voc_size // 2, voc_size, lengths.sum(), dtype=token_dtype(voc_size))
             stops = np.cumsum(lengths)
             tokens[stops - lengths], tokens[stops - 1] = ids["cls"], ids["sep"]
             writer.append(tokens, lengths)

@@ -124,7 +124,7 @@ def test_bad_sources_are_named(tmp_path, capsys, name, content, message):
 def test_the_documentation_of_this_machine_is_prose(tmp_path):
     lines = dump(tmp_path, "--documentation", "--max_megabytes", 0.3)
     text = " ".join(lines)
-    assert len(text) > 300_000
+    assert len(text) > 290_000  # characters; the limit is in bytes
     assert ">>>" not in text
     assert len(set(lines)) > 0.99 * len(lines)
 
