@@ -429,7 +429,7 @@ def _read_footer(path: Path, size: int) -> dict:
         crc, length, _ = TRAILER.unpack(read(size - TRAILER.size, TRAILER.size))
         footer_at = size - TRAILER.size - length
         data = read(footer_at, length) if footer_at > 0 else b""
-        if zlib.crc32(data) != crc:
+        if not data or zlib.crc32(data) != crc:
             raise damaged
         footer = json.loads(data)
         if footer["format"] != FORMAT:

@@ -40,4 +40,5 @@ def load_plain_pickle(path: str | Path):
         except InputError as error:
             raise InputError(f"{path} was refused: {error}.") from None
         except Exception as error:  # a pickle of garbage can raise nearly anything
-            raise InputError(f"{path} is not a pickle, or cut short ({type(error).__name__}: {error}).") from None
+            reason = " ".join(str(error).split()).rstrip(".")  # some span lines
+            raise InputError(f"{path} is not a pickle, or cut short ({type(error).__name__}: {reason}).") from None

@@ -344,6 +344,20 @@ def test_no_damage_crashes_or_gives_wrong_tokens(intact, data):
         assert found == expected
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:200] + content[3000:],  # the middle is missing, so the parts overlap
+        lambda content: content[:-20] + bytes(12) + content[-8:],  # a footer of no length, whose checksum is right
+    ],
+)
+def test_damage_that_the_fuzzer_found(intact, damage):
+    path = intact[0].with_name("damaged.pickle")
+    path.write_bytes(damage(intact[1]))
+    with pytest.raises(InputError, match=r"damaged\.pickle is damaged"):
+        open_corpus([path])
+
+
 def test_held_out_sequences_are_few_distinct_and_sorted():
     chosen = held_out_sequences(50_000_000, 0.01)
     assert len(np.unique(chosen)) == len(chosen) == 500
