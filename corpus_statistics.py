@@ -15,7 +15,7 @@ PLACE_WEIGHTS = np.random.default_rng(0).integers(1 << 63, size=1 << 16, dtype=n
 
 @dataclass
 class CorpusStatistics:
-    """All that the pass finds. What depends on the tokenizer is None where its special ids are not known.
+    """All that the pass finds.
 
     Attributes:
         lengths: (n_sequences,) int32, tokens with the boundary tokens.
@@ -31,21 +31,22 @@ class CorpusStatistics:
     counts: np.ndarray
     distinct: int
     most_repeated: tuple[int, int]
-    unknown: np.ndarray | None = None
-    misplaced: np.ndarray | None = None
-    special_inside: dict[str, int] | None = None
+    unknown: np.ndarray
+    misplaced: np.ndarray
+    special_inside: dict[str, int]
 
 
-def survey(corpus: TokenCorpus, special_ids: dict | None) -> CorpusStatistics:
+def survey(corpus: TokenCorpus, special_ids: dict) -> CorpusStatistics:
     """Reads the whole corpus once; some tens of bytes of memory a sequence.
 
     Args:
-        special_ids: the tokenizer's, as in `describe_tokenizer`; None if no tokenizer is known.
+        special_ids: the tokenizer's, as in `describe_tokenizer`.
     """
     n = len(corpus)
     lengths, hashes, unknown = np.empty(n, np.int32), np.empty(n, np.uint64), np.zeros(n, np.float32)
     counts = np.zeros(0, np.int64)
     misplaced = []
+    unk = unknown_id(special_ids)
     with tqdm(total=corpus.n_tokens, unit=" tokens", unit_scale=True, dynamic_ncols=True, disable=None) as progress:
         for first, offsets, ids in corpus.blocks():
             offsets = offsets - offsets[0]
@@ -55,16 +56,13 @@ def survey(corpus: TokenCorpus, special_ids: dict | None) -> CorpusStatistics:
             found = np.bincount(ids)
             counts, found = (counts, found) if len(counts) >= len(found) else (found, counts)
             counts[: len(found)] += found
-            if special_ids:
-                misplaced.append(first + np.flatnonzero(~has_boundaries(ids, offsets, special_ids)))
-                if (unk := unknown_id(special_ids)) is not None:
-                    unknown[block] = count_per_sequence(ids == unk, offsets) / np.maximum(lengths[block], 1)
+            misplaced.append(first + np.flatnonzero(~has_boundaries(ids, offsets, special_ids)))
+            if unk is not None:
+                unknown[block] = count_per_sequence(ids == unk, offsets) / np.maximum(lengths[block], 1)
             progress.update(len(ids))
-    statistics = CorpusStatistics(lengths, counts, *_count_distinct(hashes))
-    if special_ids:
-        statistics.unknown, statistics.misplaced = unknown, np.concatenate(misplaced)
-        statistics.special_inside = _special_inside(counts, special_ids, n - len(statistics.misplaced))
-    return statistics
+    misplaced = np.concatenate(misplaced)
+    inside = _special_inside(counts, special_ids, n - len(misplaced))
+    return CorpusStatistics(lengths, counts, *_count_distinct(hashes), unknown, misplaced, inside)
 
 
 def _special_inside(counts: np.ndarray, special_ids: dict, n_at_ends: int) -> dict[str, int]:

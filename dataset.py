@@ -237,7 +237,7 @@ class TokenFileWriter:
         for file in (self._file, self._offsets):
             with contextlib.suppress(OSError):  # a full disk, which has been told, strikes again in the last flush
                 file.close()
-        if self.has_checkpoint and (self.folder / "tokens").exists():
+        if self.has_checkpoint and is_unfinished(self.path):
             logger.warning("unfinished: what is done lies in %s, and --resume goes on from there", self.folder)
         else:
             shutil.rmtree(self.folder)
@@ -249,12 +249,8 @@ def partial_folder(path: str | Path) -> Path:
 
 
 def is_unfinished(path: str | Path) -> bool:
-    """Whether the writing of this file was begun and interrupted. If a kill came just after the end, its traces are
-    removed."""
-    folder = partial_folder(path)
-    if folder.exists() and not (folder / "tokens").exists():
-        shutil.rmtree(folder)
-    return folder.exists()
+    """Whether the writing of this file was begun and interrupted."""
+    return (partial_folder(path) / "tokens").exists()
 
 
 def _crc_of_file(file: BinaryIO, start: int, stop: int) -> int:

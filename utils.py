@@ -141,9 +141,14 @@ class World:
 
         folder = None
         if self.local_rank == 0:
+            made = make()
             folder = tempfile.mkdtemp(prefix="distil-")
-            for name, array in make().items():
-                np.save(os.path.join(folder, name), array)
+            try:
+                for name, array in made.items():
+                    np.save(os.path.join(folder, name), array)
+            except OSError as error:
+                shutil.rmtree(folder)
+                raise RunError(f"{folder} has no room for the index of the text ({error}); set TMPDIR.") from None
         folders: list = [None] * self.size
         dist.all_gather_object(folders, folder)
         ours = Path(folders[self.rank - self.local_rank])  # launchers number the processes of a machine in a row

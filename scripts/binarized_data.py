@@ -14,6 +14,7 @@ job array gives it (`--shard_id $SLURM_ARRAY_TASK_ID --num_shards 16`). train.py
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus import shard_name
-from dataset import TokenFileWriter, is_unfinished, write_token_file
+from dataset import TokenFileWriter, is_unfinished, partial_folder, write_token_file
 from text_reader import STDIN, Block, TextReader, spans_of
 from tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
 from utils import InputError, logger
@@ -187,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     if num_shards > 1:
         target = shard_name(target, shard_id, num_shards)
     if args.resume and is_finished(target, paths):
+        shutil.rmtree(partial_folder(target), ignore_errors=True)  # its traces, where a kill came just after the end
         logger.info("%s is there already, and newer than the text: nothing to do", target)
         return
 

@@ -300,7 +300,9 @@ def main(argv: list[str] | None = None) -> int:
         from models import load_language_model
 
         teacher = load_language_model(args.teacher_name, "teacher", head_required=True)
-    max_length = args.max_length or max_length_of(tokenizer, teacher)
+    max_length = max_length_of(tokenizer, teacher) if args.max_length is None else args.max_length
+    if max_length < MIN_LENGTH or args.n_examples < 0:
+        raise utils.InputError(f"--max_length must be {MIN_LENGTH} or more, and --n_examples 0 or more.")
     description = describe_tokenizer(tokenizer) if tokenizer else corpus.tokenizer
     if description is None:
         raise utils.InputError(f"{corpus} does not say which tokenizer made it: give --tokenizer_name.")

@@ -58,6 +58,8 @@ def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     utils.setup_logging()
+    if args.vocab_size is not None and args.vocab_size < 1:
+        raise InputError(f"--vocab_size {args.vocab_size}: it must be 1 or more.")
     corpus = open_corpus(args.data_file)
     if args.vocab_size is None and corpus.tokenizer is None:
         raise InputError(f"{corpus} does not say its vocabulary's size; give --vocab_size.")
