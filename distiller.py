@@ -9,12 +9,12 @@ resumed gives the same weights as one that was not.
 """
 
 import contextlib
-import itertools
 import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,12 +24,14 @@ from transformers import get_linear_schedule_with_warmup
 
 import evaluation
 import losses
+from flops import MatrixWork, peak_flops
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from micro_batches import Masking, MicroBatch, MicroBatches
+from micro_batches import Masking, MicroBatch, MicroBatches, Windows
 from models import LanguageModel
 from run_folder import RunFolder
-from utils import RunError, StopSignal, World, logger, set_seed
+from utils import RunError, StopSignal, World, logger, peak_memory, set_seed
+from vocabulary_loss import Projection, Weights, vocabulary_loss
 
 CHECKPOINT_SECONDS = 15 * 60  # between checkpoints, where no interval is given
 N_EVALUATIONS = 20  # over a run, where no interval is given
@@ -48,6 +50,7 @@ class Recipe:
     restrict_ce_to_mask: bool = False
     n_epoch: int = 3
     gradient_accumulation_steps: int = 50
+    tokens_per_pass: int = 0
     learning_rate: float = 5e-4
     warmup_prop: float = 0.05
     weight_decay: float = 0.0
@@ -58,15 +61,21 @@ class Recipe:
     eval_interval: int | None = None
     checkpoint_interval: int | None = None
     num_workers: int = 0
+    peak_tflops: float | None = None
+    compile: bool = False
 
     @property
     def uses_teacher(self) -> bool:
-        return self.alpha_ce > 0 or self.alpha_mse > 0 or self.alpha_cos > 0
+        return self.uses_teacher_logits or self.alpha_cos > 0
+
+    @property
+    def uses_teacher_logits(self) -> bool:
+        return self.alpha_ce > 0 or self.alpha_mse > 0
 
     @property
     def head_on_all_tokens(self) -> bool:
         """Whether a loss needs the logits of every attended token, not only of those with a hard label."""
-        return (self.alpha_ce > 0 or self.alpha_mse > 0) and not self.restrict_ce_to_mask
+        return self.uses_teacher_logits and not self.restrict_ce_to_mask
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,26 @@ class Corpus:
     masking: Masking | None
     pad_id: int
     held_out: MicroBatches | None
+
+
+class Counts(NamedTuple):
+    """What is in a window, on all processes together."""
+
+    tokens: float = 0
+    rows: float = 0  # that reach the vocabulary head
+    labels: float = 0
+    pairs: float = 0  # of tokens that attend to one another: the sum of squared lengths
+    stops: float = 0  # processes that were told to stop
+
+    @classmethod
+    def of(cls, window: list[MicroBatch], stop: bool) -> "Counts":
+        return cls(
+            sum(len(batch.token_rows) for batch in window),
+            sum(len(batch.head_rows) for batch in window),
+            sum(len(batch.labels) for batch in window),
+            sum(batch.pairs for batch in window),
+            stop,
+        )
 
 
 class Distiller:
@@ -106,14 +135,18 @@ class Distiller:
     ) -> None:
         self.recipe, self.student, self.teacher, self.corpus = recipe, student, teacher, corpus
         self.world, self.dtype, self.folder = world, dtype, folder
+        # In the order of the sums that `step` returns; a model has either masked or next words as hard labels.
+        hard = "clm" if student.family.causal else "mlm"
         self.alphas = {
             "ce": recipe.alpha_ce,
-            "mlm": recipe.alpha_mlm,
-            "clm": recipe.alpha_clm,
             "mse": recipe.alpha_mse,
+            hard: recipe.alpha_mlm + recipe.alpha_clm,
             "cos": recipe.alpha_cos,
         }
-        self.alphas = {term: alpha for term, alpha in self.alphas.items() if alpha > 0}
+        self.t_projection = Projection.of(teacher.projection, dtype) if recipe.uses_teacher_logits else None
+        self.student_work = MatrixWork(student)
+        self.teacher_work = MatrixWork(teacher, recipe.uses_teacher_logits) if recipe.uses_teacher else None
+        self.peak_flops = 1e12 * recipe.peak_tflops if recipe.peak_tflops else peak_flops(world.device, dtype)
 
         n_micro_batches = len(corpus.train_sampler)
         self.micro_batches_per_update = world.size * recipe.gradient_accumulation_steps
@@ -142,51 +175,71 @@ class Distiller:
 
     # ------------------------------------------------------------------------------------------------------- one update
 
-    def step(self, batch: MicroBatch) -> dict[str, torch.Tensor]:
-        """The loss terms of one micro-batch: scalars, each a sum over its rows (see `losses`)."""
+    def step(
+        self, batch: MicroBatch, weights: Weights, weight_cos: float, s_projection: Projection
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of one micro-batch.
+
+        Args:
+            weights, weight_cos: what the sum over rows of each term is multiplied by.
+            s_projection: the student's, as it is in this update.
+
+        Returns: the weighted loss, a scalar, and (4,) float64 the sums over rows of ce, mse, hard labels and cos.
+        """
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
             s_hidden = self.student.hidden(batch.input_ids, batch.attention_mask)  # (bs * seq_length, dim)
-            s_logits = self.student.logits(s_hidden[batch.head_rows])  # (n_rows, voc_size)
-            if self.recipe.uses_teacher:
-                t_hidden, t_logits = self._teach(batch)
-
-        terms = {}
-        if "ce" in self.alphas:
-            terms["ce"] = losses.distillation(s_logits, t_logits, self.recipe.temperature)
-        if "mse" in self.alphas:
-            terms["mse"] = losses.squared_error(s_logits, t_logits)
-        for term in ("mlm", "clm"):
-            if term in self.alphas:
-                terms[term] = losses.hard_labels(s_logits[batch.labelled], batch.labels)
-        if "cos" in self.alphas:
-            terms["cos"] = losses.cosine(s_hidden[batch.token_rows], t_hidden[batch.token_rows])
-        return terms
+            s_rows = self.student.transform(s_hidden[batch.head_rows])  # (n_rows, dim)
+            t_hidden, t_rows = self._teach(batch) if self.recipe.uses_teacher else (None, None)
+        sums = torch.zeros(4, dtype=torch.float64, device=s_hidden.device)
+        loss = torch.zeros((), device=s_hidden.device)
+        if any(weights):
+            loss, sums[:3] = vocabulary_loss(
+                s_rows,
+                self.student.projection,
+                s_projection,
+                t_rows,
+                self.t_projection,
+                batch.labels,
+                weights,
+                self.recipe.temperature,
+            )
+        if weight_cos:
+            cos = losses.cosine(s_hidden[batch.token_rows], t_hidden[batch.token_rows])
+            loss, sums[3] = loss + weight_cos * cos, cos.detach()
+        return loss, sums
 
     @torch.no_grad()
     def _teach(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         t_hidden = self.teacher.hidden(batch.input_ids, batch.attention_mask)  # (bs * seq_length, dim)
-        needs_logits = "ce" in self.alphas or "mse" in self.alphas
-        return t_hidden, self.teacher.logits(t_hidden[batch.head_rows]) if needs_logits else None
+        rows = self.teacher.transform(t_hidden[batch.head_rows]) if self.recipe.uses_teacher_logits else None
+        return t_hidden, rows
 
-    def optimize(self, window: list[MicroBatch]) -> None:
-        """One update from a window of micro-batches (this process's share of it, which may be empty)."""
+    def optimize(self, window: list[MicroBatch], counts: Counts) -> None:
+        """One update from a window of micro-batches (this process's share of it, which may be empty).
+
+        Args:
+            counts: of the whole window, on all processes.
+        """
         set_seed(self.recipe.seed, self.update, self.world.rank)  # of dropout
         self.student.train()
-        counts = self._count_rows(window)
-        weights = {term: alpha / counts[ROWS_OF[term]] for term, alpha in self.alphas.items()}
-        means = torch.zeros(len(self.alphas), dtype=torch.float64, device=self.world.device)
+        n = [max(count, 1) for count in (counts.rows, counts.rows, counts.labels, counts.tokens)]
+        *weights, weight_cos = [alpha / n for alpha, n in zip(self.alphas.values(), n, strict=True)]
+        s_projection = Projection.of(self.student.projection, self.dtype)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         for batch in window:
-            terms = self.step(batch.to(self.world.device))
-            terms = torch.stack([weights[term] * terms[term] for term in self.alphas])
-            self.scaler.scale(terms.sum()).backward()
-            means += terms.detach()
-            self.progress.update()
-        self._reduce_gradients(means)
+            batch = batch.to(self.world.device)
+            loss, batch_sums = self.step(batch, Weights(*weights), weight_cos, s_projection)
+            self.scaler.scale(loss).backward()
+            sums += batch_sums
+            self.progress.update(len(batch.input_ids))
+        self._reduce_gradients(sums)
 
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
-        # The scaler skips an update whose float16 gradients overflowed, and lowers its scale.
-        self._check_finite(means.sum() if self.scaler.is_enabled() else means.sum() + norm)
+        bad = ~sums.sum().isfinite()
+        if not self.scaler.is_enabled():  # else the scaler looks at the gradients, and lowers its scale
+            bad |= ~norm.isfinite()
+            self.optimizer.found_inf = bad.float()  # makes the fused optimizer leave the weights alone
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -194,18 +247,25 @@ class Distiller:
 
         self.update += 1
         self.updates_of_epoch += 1
-        self.interval["terms"] += means
-        self.interval["tokens"] += counts["token_rows"].long()
+        self.interval["terms"] += torch.stack([total / n for total, n in zip(sums, n, strict=True)])
+        self.interval["bad"] += bad
+        self.interval["tokens"] += counts.tokens
+        self.interval["flops"] += self._flops(counts)
         self.interval["updates"] += 1
 
-    def _count_rows(self, window: list[MicroBatch]) -> dict[str, torch.Tensor]:
-        """Rows that each term's mean is taken over, in the whole window on all processes."""
-        n = [sum(len(getattr(batch, name)) for batch in window) for name in COUNTED]
-        counts = torch.tensor(n, dtype=torch.float64, device=self.world.device)
-        self.world.all_reduce(counts)
-        return dict(zip(COUNTED, counts.clamp(min=1), strict=True))
+    def _flops(self, counts: Counts) -> float:
+        flops = 3 * self.student_work.forward(counts.tokens, counts.rows, counts.pairs)
+        if self.teacher_work:
+            flops += self.teacher_work.forward(counts.tokens, counts.rows, counts.pairs)
+        return flops
 
-    def _reduce_gradients(self, means: torch.Tensor) -> None:
+    def _count(self, window: list[MicroBatch], stop: bool) -> Counts:
+        """Counts of the window on all processes. Exchanged between the processors, so no device is waited for."""
+        counts = torch.tensor(Counts.of(window, stop), dtype=torch.float64)
+        self.world.all_reduce(counts)
+        return Counts(*counts.tolist())
+
+    def _reduce_gradients(self, sums: torch.Tensor) -> None:
         """The one exchange of an update. A sum, not a mean: each gradient is already weighted by the whole window."""
         if self.world.size == 1:
             return
@@ -216,14 +276,17 @@ class Distiller:
         self.world.all_reduce(flat)
         for parameter, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad.copy_(grad.view_as(parameter))
-        self.world.all_reduce(means)
+        self.world.all_reduce(sums)
 
-    def _check_finite(self, value: torch.Tensor) -> None:
-        if not math.isfinite(value.item()):
+    def _check_finite(self) -> None:
+        """Whether the updates since the last log line went well; asked there and before a save, not in every update,
+        since the answer has to be waited for."""
+        n_bad = int(self.interval["bad"].item())
+        if n_bad:
             raise RunError(
-                f"the loss or its gradient is not finite at update {self.update + 1} of {self.n_updates}; the last "
-                f"checkpoint is kept. A lower --learning_rate or a longer --warmup_prop usually helps, and so does "
-                f"--bf16 in place of --fp16."
+                f"the loss or its gradient was not finite in {n_bad} of the last {self.interval['updates']} updates, "
+                f"up to {self.update} of {self.n_updates}; the last checkpoint is kept. A lower --learning_rate or a "
+                f"longer --warmup_prop usually helps, and so does --bf16 in place of --fp16."
             )
 
     # ---------------------------------------------------------------------------------------------------- the whole run
@@ -238,12 +301,11 @@ class Distiller:
             self.micro_batches_per_update,
             f"; going on from update {self.update}" if self.update else "",
         )
-        done = self.epoch * len(self.corpus.train_sampler) + self.updates_of_epoch * self.micro_batches_per_update
-        total = recipe.n_epoch * len(self.corpus.train_sampler)
+        total = math.ceil(recipe.n_epoch * len(self.corpus.train_set) / self.world.size)
         self.progress = tqdm(
-            total=math.ceil(total / self.world.size),
-            initial=done // self.world.size,
-            unit="batch",
+            total=total,
+            initial=total * self.update // self.n_updates,
+            unit="seq",
             dynamic_ncols=True,
             disable=None if self.world.is_master else True,  # None: only on a terminal
         )
@@ -253,15 +315,16 @@ class Distiller:
                 self._evaluate_and_log()
             while self.epoch < recipe.n_epoch:
                 self.corpus.train_sampler.set_epoch(self.epoch)
-                for window in self._windows():
-                    self.optimize(window)
+                for window in self.windows():
+                    counts = self._count(window, stop.name is not None)
+                    if counts.stops:
+                        self.save()
+                        return stop.name or "a signal to another process"
+                    self.optimize(window, counts)
                     if self.update % self.log_interval == 0 or self.update == self.n_updates:
                         self._log_interval()
                     if self.update % self.eval_interval == 0 and self.update + self.eval_interval <= self.n_updates:
                         self._evaluate_and_log()
-                    if self._on_any_process(stop.name is not None) and self.update < self.n_updates:
-                        self.save()
-                        return stop.name or "a signal to another process"
                     if self._checkpoint_is_due(last_save):
                         self.save()
                         last_save = time.monotonic()
@@ -273,16 +336,8 @@ class Distiller:
                 last_save = time.monotonic()
         return None
 
-    def _on_any_process(self, flag: bool) -> bool:
-        """The processes must leave the loop at the same update."""
-        if self.world.size == 1:
-            return flag
-        n = torch.tensor(float(flag), device=self.world.device)
-        self.world.all_reduce(n)
-        return n.item() > 0
-
-    def _windows(self) -> Iterator[list[MicroBatch]]:
-        """This process's micro-batches of the rest of the epoch, a window at a time."""
+    def windows(self) -> Iterator[list[MicroBatch]]:
+        """This process's share of the rest of the epoch, a window at a time."""
         world, corpus, recipe = self.world, self.corpus, self.recipe
         first = self.updates_of_epoch * self.micro_batches_per_update
         mine = corpus.train_sampler.share_of_rank(world.rank, world.size, first)
@@ -294,20 +349,20 @@ class Distiller:
             corpus.pad_id,
             recipe.head_on_all_tokens,
         )
+        steps = recipe.gradient_accumulation_steps
+        starts = range(0, steps * (self.updates_per_epoch - self.updates_of_epoch), steps)
         workers = recipe.num_workers
-        loader = DataLoader(
-            micro_batches,
-            batch_size=None,
-            sampler=mine,
-            num_workers=workers,
-            pin_memory=world.device.type == "cuda",
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the index
-            generator=torch.Generator(),  # else it would draw from the one that dropout uses
-            prefetch_factor=max(2, recipe.gradient_accumulation_steps // workers) if workers else None,
+        return iter(
+            DataLoader(
+                Windows(micro_batches, recipe.tokens_per_pass),
+                batch_size=None,
+                sampler=[mine[start : start + steps] for start in starts],
+                num_workers=workers,
+                pin_memory=world.device.type == "cuda",
+                multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the index
+                generator=torch.Generator(),  # else it would draw from the one that dropout uses
+            )
         )
-        batches = iter(loader)
-        for _ in range(self.updates_per_epoch - self.updates_of_epoch):
-            yield list(itertools.islice(batches, self.recipe.gradient_accumulation_steps))
 
     # -------------------------------------------------------------------------------------------------------- measuring
 
@@ -328,8 +383,10 @@ class Distiller:
     def _start_interval(self) -> None:
         device = self.world.device
         self.interval = {
-            "terms": torch.zeros(len(self.alphas), dtype=torch.float64, device=device),  # weighted means, summed
-            "tokens": torch.zeros((), dtype=torch.int64, device=device),
+            "terms": torch.zeros(len(self.alphas), dtype=torch.float64, device=device),  # means, summed over updates
+            "bad": torch.zeros((), device=device),  # updates left out, since they were not finite
+            "tokens": 0,
+            "flops": 0.0,
             "updates": 0,
             "seconds": 0.0,  # of earlier processes of this run
         }
@@ -344,25 +401,31 @@ class Distiller:
 
     def _log_interval(self) -> None:
         """Means over the updates since the last time; `optimize` has already summed them over all processes."""
-        interval = self.interval
-        updates, tokens = interval["updates"], interval["tokens"].item()
-        seconds = interval["seconds"] + time.monotonic() - self._interval_start
-        terms = dict(zip(self.alphas, (interval["terms"] / updates).tolist(), strict=True))
-        self.tokens += tokens
-        metrics = {"loss": sum(terms.values())}
-        metrics |= {f"loss_{term}": value / self.alphas[term] for term, value in terms.items()}
-        metrics |= {"lr": self.scheduler.get_last_lr()[0], "tokens_per_second": tokens / seconds}
+        self._check_finite()
+        interval, updates = self.interval, self.interval["updates"]
+        means = dict(zip(self.alphas, (interval["terms"] / updates).tolist(), strict=True))
+        seconds = interval["seconds"] + time.monotonic() - self._interval_start  # after the wait for the device
+        means = {term: mean for term, mean in means.items() if self.alphas[term]}
+        self.tokens += int(interval["tokens"])
+        flops = interval["flops"] / seconds / self.world.size
+        metrics = {"loss": sum(self.alphas[term] * mean for term, mean in means.items())}
+        metrics |= {f"loss_{term}": mean for term, mean in means.items()}
+        metrics |= {"lr": self.scheduler.get_last_lr()[0], "tokens_per_second": interval["tokens"] / seconds}
+        metrics |= {"tflops": flops / 1e12, "mfu": flops / self.peak_flops if self.peak_flops else None}
+        metrics |= {"peak_memory_gib": peak_memory(self.world.device) / 2**30}
         if self.world.is_master:
             self.folder.log_metrics("train", self.update, self.tokens, metrics)
             logger.info(
-                "update %d/%d (%.1f %%)  loss %.4f  %s  lr %.2e  %s tokens/s  %s left",
+                "update %d/%d (%.1f %%)  loss %.4f  %s  lr %.2e  %s tokens/s  MFU %s  peak %.1f GiB  %s left",
                 self.update,
                 self.n_updates,
                 100 * self.update / self.n_updates,
                 metrics["loss"],
-                "  ".join(f"{term} {metrics[f'loss_{term}']:.4f}" for term in self.alphas),
+                "  ".join(f"{term} {mean:.4f}" for term, mean in means.items()),
                 metrics["lr"],
                 f"{metrics['tokens_per_second']:,.0f}",
+                f"{metrics['mfu']:.1%}" if self.peak_flops else "unknown",
+                metrics["peak_memory_gib"],
                 tqdm.format_interval((self.n_updates - self.update) * seconds / updates),
             )
         self._start_interval()
@@ -379,6 +442,7 @@ class Distiller:
 
     def save(self, epoch: int | None = None) -> None:
         """Writes the model and the state to go on from; with `epoch`, also the weights under that epoch's name."""
+        self._check_finite()
         if self.world.is_master:
             with self._clock_stopped():
                 self.folder.save(self.student.model, self.state_dict(), epoch)
@@ -410,11 +474,6 @@ class Distiller:
         device = self.world.device
         self.interval = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in state["interval"].items()}
         self._interval_start = time.monotonic()
-
-
-# Which rows a term's mean is taken over; the names are fields of MicroBatch.
-COUNTED = ("token_rows", "head_rows", "labels")
-ROWS_OF = {"ce": "head_rows", "mse": "head_rows", "mlm": "labels", "clm": "labels", "cos": "token_rows"}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -74,10 +74,10 @@ def evaluate(
 
 
 def _sums(student: LanguageModel, teacher: LanguageModel | None, batch: MicroBatch) -> torch.Tensor:
-    rows = batch.head_rows[batch.labelled]  # (n_labels,)
+    rows = batch.head_rows[: len(batch.labels)]  # (n_labels,)
     logits = student.logits(student.hidden(batch.input_ids, batch.attention_mask)[rows])  # (n_labels, voc_size)
     guess = logits.argmax(-1)  # (n_labels,)
-    n_labels = torch.tensor(len(rows), device=guess.device)
+    n_labels = guess.new_tensor(len(rows))
     sums = [n_labels, losses.hard_labels(logits, batch.labels), (guess == batch.labels).sum()]
     if teacher:
         t_logits = teacher.logits(teacher.hidden(batch.input_ids, batch.attention_mask)[rows])  # (n_labels, voc_size)

@@ -34,11 +34,6 @@ def hard_labels(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(s_logits.float(), labels, reduction="sum")
 
 
-def squared_error(s_logits: torch.Tensor, t_logits: torch.Tensor) -> torch.Tensor:
-    """Sum over rows and vocabulary of (s - t)^2. Args and return as `distillation`."""
-    return F.mse_loss(s_logits.float(), t_logits.float(), reduction="sum")
-
-
 def cosine(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
     """Sum over rows of 1 - cos(student's, teacher's last hidden state).
 

@@ -51,11 +51,17 @@ class MicroBatch:
     """What one forward pass needs. `attention_mask` is None where nothing is padded: attention is faster without."""
 
     input_ids: torch.Tensor  # (bs, seq_length) int64
-    attention_mask: torch.Tensor | None  # (bs, seq_length) int64
+    attention_mask: torch.Tensor | None  # (bs, seq_length) bool
     token_rows: torch.Tensor  # (n_tokens,) int64, attended positions of the flattened batch
-    head_rows: torch.Tensor  # (n_rows,) int64, positions of the flattened batch that need logits
-    labelled: torch.Tensor  # (n_labels,) int64, the entries of head_rows that have a label
-    labels: torch.Tensor  # (n_labels,) int64
+    head_rows: torch.Tensor  # (n_rows,) int64, positions of it that need logits, those with a label first
+    labels: torch.Tensor  # (n_labels,) int64, of the first n_labels of them
+
+    @property
+    def pairs(self) -> int:
+        """The sum of the squared lengths of the sequences: how many pairs of tokens attention compares."""
+        if self.attention_mask is None:
+            return self.input_ids.shape[0] * self.input_ids.shape[1] ** 2
+        return int(self.attention_mask.sum(1).square().sum())
 
     def to(self, device: torch.device) -> "MicroBatch":
         """On the CPU nothing is copied; to a GPU the copy runs beside the computation, if pinned."""
@@ -119,10 +125,9 @@ def prepare_batch_mlm(
     """
     ids, attended = pad(sequences, pad_id)
     masked, chosen = draw_mask(ids, attended, masking, generator)
-    token_rows = np.flatnonzero(attended)
-    head_rows = token_rows if head_on_all_tokens else chosen
-    labelled = np.searchsorted(head_rows, chosen)
-    return _micro_batch(masked, attended, token_rows, head_rows, labelled, ids.ravel()[chosen])
+    others = attended.ravel().copy() if head_on_all_tokens else np.zeros(ids.size, bool)
+    others[chosen] = False
+    return _micro_batch(masked, attended, chosen, others, ids.ravel()[chosen])
 
 
 def prepare_batch_clm(sequences: list[np.ndarray], pad_id: int) -> MicroBatch:
@@ -130,18 +135,19 @@ def prepare_batch_clm(sequences: list[np.ndarray], pad_id: int) -> MicroBatch:
     ids, attended = pad(sequences, pad_id)
     has_next = np.zeros_like(attended)
     has_next[:, :-1] = attended[:, 1:]
-    token_rows = np.flatnonzero(attended)
     positions = np.flatnonzero(has_next)
-    return _micro_batch(
-        ids, attended, token_rows, token_rows, np.searchsorted(token_rows, positions), ids.ravel()[positions + 1]
-    )
+    return _micro_batch(ids, attended, positions, (attended & ~has_next).ravel(), ids.ravel()[positions + 1])
 
 
-def _micro_batch(ids, attended, token_rows, head_rows, labelled, labels) -> MicroBatch:
-    tensor = torch.from_numpy
-    attention_mask = None if attended.all() else tensor(attended.astype(np.int64))
+def _micro_batch(ids, attended, labelled, others, labels) -> MicroBatch:
+    head_rows = np.concatenate([labelled, np.flatnonzero(others)])
+    attention_mask = None if attended.all() else torch.from_numpy(attended)
     return MicroBatch(
-        tensor(ids), attention_mask, tensor(token_rows), tensor(head_rows), tensor(labelled), tensor(labels)
+        torch.from_numpy(ids),
+        attention_mask,
+        torch.from_numpy(np.flatnonzero(attended)),
+        torch.from_numpy(head_rows),
+        torch.from_numpy(labels),
     )
 
 
@@ -178,3 +184,72 @@ class MicroBatches(torch.utils.data.Dataset):
             return prepare_batch_clm(sequences, self.pad_id)
         generator = np.random.default_rng([*self.seed, j])
         return prepare_batch_mlm(sequences, self.pad_id, self.masking, generator, self.head_on_all_tokens)
+
+
+# --------------------------------------------------------------------------------------------- several in one pass
+
+
+MAX_PADDING = 1 / 8  # of the positions of a pass: what merging may waste to save passes
+
+
+def merge(batches: list[MicroBatch], pad_id: int) -> MicroBatch:
+    """One micro-batch with the sequences, masks and rows of several, padded to the longest of them."""
+    if len(batches) == 1:
+        return batches[0]
+    n = sum(len(batch.input_ids) for batch in batches)
+    seq_length = max(batch.input_ids.shape[1] for batch in batches)
+    input_ids = torch.full((n, seq_length), pad_id)
+    attended = torch.zeros(n, seq_length, dtype=torch.bool)
+    token_rows, labelled, others = [], [], []
+    first = 0  # the sequence that a batch begins with
+    for batch in batches:
+        bs, length = batch.input_ids.shape
+        input_ids[first : first + bs, :length] = batch.input_ids
+        attended[first : first + bs, :length] = True if batch.attention_mask is None else batch.attention_mask
+        new_row = torch.arange(first * seq_length, (first + bs) * seq_length).view(bs, seq_length)[:, :length].flatten()
+        token_rows.append(new_row[batch.token_rows])
+        head_rows = new_row[batch.head_rows]
+        labelled.append(head_rows[: len(batch.labels)])
+        others.append(head_rows[len(batch.labels) :])
+        first += bs
+    return MicroBatch(
+        input_ids,
+        None if attended.all() else attended,
+        torch.cat(token_rows),
+        torch.cat(labelled + others),
+        torch.cat([batch.labels for batch in batches]),
+    )
+
+
+def merge_within(batches: list[MicroBatch], tokens: int, pad_id: int) -> list[MicroBatch]:
+    """Merges micro-batches of similar length, as long as they stay within a number of tokens, padding included.
+
+    The loss is a mean over all tokens of an update, so this changes no more than the rounding.
+    """
+    passes: list[list[MicroBatch]] = []
+    for batch in sorted(batches, key=lambda batch: batch.input_ids.shape[1]):
+        if passes:
+            longer = [*passes[-1], batch]
+            positions = sum(len(b.input_ids) for b in longer) * batch.input_ids.shape[1]
+            padding = positions - sum(len(b.token_rows) for b in longer)
+            if positions <= tokens and padding <= MAX_PADDING * positions:
+                passes[-1] = longer
+                continue
+        passes.append([batch])
+    return [merge(batches, pad_id) for batches in passes]
+
+
+class Windows(torch.utils.data.Dataset):
+    """Map from the numbers of micro-batches to what is computed for an update: few, large micro-batches.
+
+    Args:
+        micro_batches: of the epoch.
+        tokens_per_pass: see `merge_within`.
+    """
+
+    def __init__(self, micro_batches: MicroBatches, tokens_per_pass: int) -> None:
+        self.micro_batches, self.tokens_per_pass = micro_batches, tokens_per_pass
+
+    def __getitem__(self, numbers: range) -> list[MicroBatch]:
+        batches = [self.micro_batches[j] for j in numbers]
+        return merge_within(batches, self.tokens_per_pass, self.micro_batches.pad_id)

@@ -28,7 +28,8 @@ class Family:
     """Where a family of models keeps its parts; dotted attribute names below the model with its head."""
 
     encoder: str
-    head: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # (n, dim) last hidden states -> (n, voc_size) logits
+    transform: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # (n, dim) last hidden states -> (n, dim)
+    projection: str  # of that onto the vocabulary
     layers: str  # the list of layers
     positions: str  # the table of position embeddings
     token_types: str | None = None
@@ -37,20 +38,26 @@ class Family:
     positions_before_first: int = 0  # rows of the table of positions that no token uses
 
 
-def _distilbert_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    return model.vocab_projector(model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))))
+def _distilbert_transform(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    return model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+
+
+def _roberta_transform(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    return model.lm_head.layer_norm(nn.functional.gelu(model.lm_head.dense(hidden)))
 
 
 FAMILIES = {
     "distilbert": Family(
         "distilbert",
-        _distilbert_head,
+        _distilbert_transform,
+        "vocab_projector",
         "distilbert.transformer.layer",
         "distilbert.embeddings.position_embeddings",
     ),
     "bert": Family(
         "bert",
-        lambda model, hidden: model.cls(hidden),
+        lambda model, hidden: model.cls.predictions.transform(hidden),
+        "cls.predictions.decoder",
         "bert.encoder.layer",
         "bert.embeddings.position_embeddings",
         "bert.embeddings.token_type_embeddings",
@@ -58,7 +65,8 @@ FAMILIES = {
     ),
     "roberta": Family(
         "roberta",
-        lambda model, hidden: model.lm_head(hidden),
+        _roberta_transform,
+        "lm_head.decoder",
         "roberta.encoder.layer",
         "roberta.embeddings.position_embeddings",
         "roberta.embeddings.token_type_embeddings",
@@ -66,7 +74,8 @@ FAMILIES = {
     ),
     "gpt2": Family(
         "transformer",
-        lambda model, hidden: model.lm_head(hidden),
+        lambda model, hidden: hidden,
+        "lm_head",
         "transformer.h",
         "transformer.wpe",
         causal=True,
@@ -89,14 +98,31 @@ class LanguageModel(nn.Module):
         self.family = family_of(model.config)
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states."""
+        """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states.
+
+        Args:
+            attention_mask: (bs, seq_length) bool; padding stands at the right. None: nothing is padded.
+        """
+        if self.family.causal:
+            attention_mask = None  # what stands at the right is never looked at
+        elif attention_mask is not None:
+            attention_mask = attention_mask[:, None, None, :]  # in any other form, the library asks the device about it
         encoder = self.model.get_submodule(self.family.encoder)
         output = encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state.flatten(0, 1)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def transform(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""
+        return self.family.transform(self.model, hidden)
+
+    @property
+    def projection(self) -> nn.Linear:
         """(n, dim) -> (n, voc_size)."""
-        return self.family.head(self.model, hidden)
+        return self.model.get_submodule(self.family.projection)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, dim) last hidden states -> (n, voc_size)."""
+        return self.projection(self.transform(hidden))
 
 
 # -------------------------------------------------------------------------------------------------------------- loading

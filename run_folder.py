@@ -62,12 +62,13 @@ class RunFolder:
         self.tensorboard = SummaryWriter(str(self.path / "log" / "train"), purge_step=resumed_at)
         self.metrics = open(self.path / METRICS, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
 
-    def log_metrics(self, kind: str, update: int, tokens: int, metrics: dict[str, float]) -> None:
-        """One row of metrics.jsonl and one point in each TensorBoard plot. `kind`: train or valid."""
+    def log_metrics(self, kind: str, update: int, tokens: int, metrics: dict[str, float | None]) -> None:
+        """One row of metrics.jsonl and one point in each TensorBoard plot. `kind`: train or valid; None: unknown."""
         row = {"kind": kind, "update": update, "tokens": tokens, **metrics}
         self.metrics.write(json.dumps(row) + "\n")
         for name, value in metrics.items():
-            self.tensorboard.add_scalar(f"{kind}/{name}", value, update)
+            if value is not None:
+                self.tensorboard.add_scalar(f"{kind}/{name}", value, update)
 
     def save(self, model: PreTrainedModel, state: dict, epoch: int | None) -> None:
         """The model in every form, then the state: a state never stands beside an older model.

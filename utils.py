@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -124,7 +125,7 @@ class World:
         return self.rank == 0
 
     def all_reduce(self, tensor: "torch.Tensor") -> None:
-        """Sums `tensor` over all processes, in place."""
+        """Sums `tensor` over all processes, in place; between processors if it lies in main memory."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -195,7 +196,9 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     if size > 1:
         import torch.distributed as dist
 
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30)
+        )
     return World(device, rank, local_rank, size)
 
 
@@ -216,6 +219,16 @@ def has_native_bf16(device: "torch.device") -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, so asked for by name
     return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Most bytes that this process has held so far: of the GPU, else of main memory."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def set_seed(*seed: int) -> None:

@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 SUBJECTS = "the cat|a dog|my neighbour|an old sailor|the teacher|every child|the quiet river|a young queen".split("|")
 VERBS = "sees|likes|follows|forgets|remembers|paints|carries|hears".split("|")
 OBJECTS = "the garden|a blue boat|the long road|seven apples|an empty house|the north wind|a letter".split("|")
+SPEED = ("tokens_per_second", "tflops", "mfu", "peak_memory_gib")  # what differs from run to run
 ENDINGS = "in the morning|without a word|near the harbour|as in the old days|before it rains".split("|")
 
 

@@ -13,7 +13,7 @@ import merge_data
 import numpy as np
 import pytest
 import token_counts
-from conftest import ROOT, run, train
+from conftest import ROOT, SPEED, run, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,7 +142,7 @@ def losses_of(folder):
 
 
 def slim(line):
-    return {key: value for key, value in json.loads(line).items() if key != "tokens_per_second"}
+    return {key: value for key, value in json.loads(line).items() if key not in SPEED}
 
 
 def test_old_pickle_shards_and_our_file_give_the_same_training(tmp_path, workspace):

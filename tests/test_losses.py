@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distiller import Corpus, Distiller, Recipe
+from distiller import Corpus, Counts, Distiller, Recipe
 from grouped_batch_sampler import GroupedBatchSampler
 from micro_batches import Masking, MicroBatch, prepare_batch_clm, prepare_batch_mlm
 from models import LanguageModel, build_student, half_depth_config
@@ -70,15 +70,16 @@ def distill_once(student, teacher, window, recipe: Recipe) -> tuple[float, dict]
     world = World(torch.device("cpu"))
     corpus = Corpus(SimpleNamespace(), sampler, None, 0, None)
     distiller = Distiller(recipe, LanguageModel(student), LanguageModel(teacher), corpus, world, torch.float32, None)
-    distiller.progress = SimpleNamespace(update=lambda: None)
+    distiller.progress = SimpleNamespace(update=lambda n: None)
     gradients = {}
 
     def capture(optimizer, *_):
         gradients.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
 
     distiller.optimizer.register_step_pre_hook(capture)
-    distiller.optimize(window)
-    return distiller.interval["terms"].sum().item(), gradients
+    distiller.optimize(window, Counts.of(window, stop=False))
+    alphas = torch.tensor(list(distiller.alphas.values()))
+    return (alphas * distiller.interval["terms"]).sum().item(), gradients
 
 
 def assert_gradients_equal(ours: dict, reference: torch.nn.Module) -> None:
@@ -95,7 +96,7 @@ def assert_gradients_equal(ours: dict, reference: torch.nn.Module) -> None:
 
 def triple(batch, ids_shape):
     labels = torch.full(ids_shape, -100).flatten()
-    labels[batch.head_rows[batch.labelled]] = batch.labels
+    labels[batch.head_rows[: len(batch.labels)]] = batch.labels
     attended = torch.ones(ids_shape, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask.bool()
     return batch.input_ids, attended, labels.view(ids_shape)
 
@@ -146,16 +147,13 @@ def part_of(batch: MicroBatch, start: int, stop: int) -> MicroBatch:
     """Some sequences of a micro-batch, with the masks that they have there."""
     seq_length = batch.input_ids.shape[1]
     inside = lambda rows: (rows >= start * seq_length) & (rows < stop * seq_length)
-    positions = batch.head_rows[batch.labelled]
-    rows = batch.token_rows[inside(batch.token_rows)] - start * seq_length
-    labelled = torch.searchsorted(rows, positions[inside(positions)] - start * seq_length)
+    labelled = inside(batch.head_rows[: len(batch.labels)])
     return MicroBatch(
         batch.input_ids[start:stop],
         batch.attention_mask[start:stop],
-        rows,
-        rows,
-        labelled,
-        batch.labels[inside(positions)],
+        batch.token_rows[inside(batch.token_rows)] - start * seq_length,
+        batch.head_rows[inside(batch.head_rows)] - start * seq_length,
+        batch.labels[labelled],
     )
 
 

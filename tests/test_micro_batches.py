@@ -19,7 +19,7 @@ def test_only_chosen_tokens_change_and_the_labels_are_the_originals(masking):
     batch = prepare_batch_mlm(sequences, 0, masking, generator, head_on_all_tokens=True)
     ids, attended = pad(sequences, 0)
     n_tokens = sum(map(len, sequences))
-    chosen = batch.head_rows[batch.labelled]
+    chosen = batch.head_rows[: len(batch.labels)]
     assert len(chosen) == np.ceil(0.15 * n_tokens)
     assert (batch.labels.numpy() == ids.ravel()[chosen]).all()
     untouched = np.setdiff1d(np.arange(ids.size), chosen)
@@ -29,7 +29,7 @@ def test_only_chosen_tokens_change_and_the_labels_are_the_originals(masking):
     assert (batch.attention_mask.numpy() == attended).all()
 
     only_masked = prepare_batch_mlm(sequences, 0, masking, np.random.default_rng(1), head_on_all_tokens=False)
-    assert torch.equal(only_masked.labelled, torch.arange(len(only_masked.labels)))
+    assert len(only_masked.head_rows) == len(only_masked.labels)
 
 
 def test_sequences_of_one_length_need_no_attention_mask(masking):
@@ -106,7 +106,7 @@ def test_weights_follow_the_counts(tokenizer):
 
 def test_causal_labels_are_the_next_tokens():
     batch = prepare_batch_clm([np.array([5, 6, 7]), np.array([8, 9, 10, 11, 12])], pad_id=0)
-    positions = batch.head_rows[batch.labelled]
+    positions = batch.head_rows[: len(batch.labels)]
     assert batch.labels.tolist() == [6, 7, 9, 10, 11, 12]
     assert torch.equal(batch.input_ids.flatten()[positions + 1], batch.labels)
     assert len(batch.token_rows) == 8
@@ -124,4 +124,4 @@ def test_a_micro_batch_is_a_function_of_seed_epoch_and_number(masking):
     same = make(7, 1)[3], make(7, 1)[3]
     assert torch.equal(same[0].input_ids, same[1].input_ids)
     for other in (make(8, 1)[3], make(7, 2)[3], make(7, 1)[4]):
-        assert not torch.equal(same[0].head_rows[same[0].labelled], other.head_rows[other.labelled])
+        assert not torch.equal(same[0].head_rows[: len(same[0].labels)], other.head_rows[: len(other.labels)])

@@ -39,13 +39,13 @@ def test_encoder_and_head_together_are_the_model(name):
     auto_class = AutoModelForCausalLM if family_of(config).causal else AutoModelForMaskedLM
     model = auto_class.from_config(config).eval()
     input_ids = torch.randint(5, 99, (3, 12))
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, 7:] = 0
+    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+    attention_mask[1, 7:] = False
     parts = LanguageModel(model)
     with torch.no_grad():
         hidden = parts.hidden(input_ids, attention_mask)
         whole = model(input_ids, attention_mask=attention_mask, output_hidden_states=True)
-    rows = attention_mask.flatten().bool()
+    rows = attention_mask.flatten()
     torch.testing.assert_close(parts.logits(hidden)[rows], whole.logits.flatten(0, 1)[rows])
     torch.testing.assert_close(hidden[rows], whole.hidden_states[-1].flatten(0, 1)[rows])
     assert len(model.get_submodule(family_of(config).layers)) == 4

@@ -67,7 +67,7 @@ def test_every_file_that_the_readme_names_exists():
 def test_every_flag_that_the_readme_names_is_known():
     import train
 
-    known = {option for action in train.make_parser()._actions for option in action.option_strings}
+    known = {option for action in train.make_parser("")._actions for option in action.option_strings}
     for command in RUNNABLE:  # flags of other programs: the test above has run them
         if "train.py" not in command or "torchrun" in command:
             known |= set(re.findall(r" (--[\w-]+)", command))

@@ -1,0 +1,74 @@
+"""How much matrix work a model does, and how much a device could do: the two sides of MFU.
+
+MFU (model FLOPs utilization; Chowdhery et al., 2022, appendix B) counts the products that the algorithm needs for real
+tokens, a multiplication and an addition each, and nothing for padding, for what is computed twice, or for embeddings.
+The teacher's forward pass is needed, so it counts.
+"""
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from models import LanguageModel
+
+# Dense peak in TFLOP/s, from the makers' data sheets: name of the device, 16-bit tensor cores, float32 without them.
+# Names are looked for in this order, as words of what the driver calls the device.
+PEAK_TFLOPS = (
+    ("H100 PCIe", 756, 51),
+    ("H100 NVL", 835, 60),
+    ("H100", 989, 67),
+    ("H200", 989, 67),
+    ("GH200", 989, 67),
+    ("A100", 312, 19.5),
+    ("A40", 149.7, 37.4),
+    ("A10", 125, 31.2),
+    ("L40S", 362, 91.6),
+    ("L4", 121, 30.3),
+    ("V100", 125, 15.7),
+    ("T4", 65, 8.1),
+    ("RTX A6000", 154.8, 38.7),
+    ("RTX 4090", 165.2, 82.6),
+    ("RTX 3090", 71, 35.6),
+)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that the device could do in this dtype; None where the table does not know it."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return peak_flops_of(name, dtype)
+
+
+def peak_flops_of(name: str, dtype: torch.dtype) -> float | None:
+    words = f" {name.replace('-', ' ')} "
+    for known, half, single in PEAK_TFLOPS:
+        if f" {known} " in words:
+            return 1e12 * (single if dtype == torch.float32 else half)
+    return None
+
+
+class MatrixWork:
+    """FLOPs of a model's forward pass; a backward pass takes twice as many.
+
+    Args:
+        needs_head: whether the vocabulary head is applied at all.
+    """
+
+    def __init__(self, model: LanguageModel, needs_head: bool = True) -> None:
+        config = model.model.config
+        encoder = model.model.get_submodule(model.family.encoder)
+        in_encoder = {id(module) for module in encoder.modules()}
+        weights = {True: 0, False: 0}
+        for module in model.model.modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                weights[id(module) in in_encoder] += module.weight.numel()
+        self.per_token = 2 * weights[True]
+        self.per_row = 2 * weights[False] if needs_head else 0
+        self.per_pair = 4 * config.num_hidden_layers * config.hidden_size  # attention: scores, and their weighted sum
+        if model.family.causal:
+            self.per_pair //= 2
+
+    def forward(self, tokens: float, rows: float, pairs: float) -> float:
+        """Args: real tokens, those of them that reach the head, and the sum of squared sequence lengths."""
+        return self.per_token * tokens + self.per_row * rows + self.per_pair * pairs
