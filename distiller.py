@@ -27,10 +27,11 @@ import losses
 from flops import MatrixWork, peak_flops
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
+from memory import peak_memory
 from micro_batches import Masking, MicroBatch, MicroBatches, Windows
 from models import LanguageModel
 from run_folder import RunFolder
-from utils import RunError, StopSignal, World, logger, peak_memory, set_seed
+from utils import RunError, StopSignal, World, logger, set_seed
 from vocabulary_loss import Projection, Weights, vocabulary_loss
 
 CHECKPOINT_SECONDS = 15 * 60  # between checkpoints, where no interval is given
@@ -120,7 +121,7 @@ class Distiller:
         corpus: the text.
         world: this process among all.
         dtype: torch.float32, or what to compute in under autocast.
-        folder: where everything is written; used by the master only.
+        folder: where everything is written; used by the master only. None: nothing is (see `dry_run`).
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Distiller:
         corpus: Corpus,
         world: World,
         dtype: torch.dtype,
-        folder: RunFolder,
+        folder: RunFolder | None,
     ) -> None:
         self.recipe, self.student, self.teacher, self.corpus = recipe, student, teacher, corpus
         self.world, self.dtype, self.folder = world, dtype, folder
@@ -143,6 +144,11 @@ class Distiller:
             hard: recipe.alpha_mlm + recipe.alpha_clm,
             "cos": recipe.alpha_cos,
         }
+        if recipe.compile:
+            for model in filter(None, (student, teacher)):
+                model.hidden = torch.compile(model.hidden, dynamic=True)
+        if teacher:
+            teacher.cast_products(dtype)
         self.t_projection = Projection.of(teacher.projection, dtype) if recipe.uses_teacher_logits else None
         self.student_work = MatrixWork(student)
         self.teacher_work = MatrixWork(teacher, recipe.uses_teacher_logits) if recipe.uses_teacher else None
@@ -176,12 +182,12 @@ class Distiller:
     # ------------------------------------------------------------------------------------------------------- one update
 
     def step(
-        self, batch: MicroBatch, weights: Weights, weight_cos: float, s_projection: Projection
+        self, batch: MicroBatch, weights: list[float], s_projection: Projection
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of one micro-batch.
 
         Args:
-            weights, weight_cos: what the sum over rows of each term is multiplied by.
+            weights: what the sums over rows are multiplied by, in the order of these.
             s_projection: the student's, as it is in this update.
 
         Returns: the weighted loss, a scalar, and (4,) float64 the sums over rows of ce, mse, hard labels and cos.
@@ -192,7 +198,8 @@ class Distiller:
             t_hidden, t_rows = self._teach(batch) if self.recipe.uses_teacher else (None, None)
         sums = torch.zeros(4, dtype=torch.float64, device=s_hidden.device)
         loss = torch.zeros((), device=s_hidden.device)
-        if any(weights):
+        *of_logits, weight_cos = weights
+        if any(of_logits):
             loss, sums[:3] = vocabulary_loss(
                 s_rows,
                 self.student.projection,
@@ -200,7 +207,7 @@ class Distiller:
                 t_rows,
                 self.t_projection,
                 batch.labels,
-                weights,
+                Weights(*of_logits),
                 self.recipe.temperature,
             )
         if weight_cos:
@@ -223,12 +230,11 @@ class Distiller:
         set_seed(self.recipe.seed, self.update, self.world.rank)  # of dropout
         self.student.train()
         n = [max(count, 1) for count in (counts.rows, counts.rows, counts.labels, counts.tokens)]
-        *weights, weight_cos = [alpha / n for alpha, n in zip(self.alphas.values(), n, strict=True)]
+        weights = [alpha / n for alpha, n in zip(self.alphas.values(), n, strict=True)]
         s_projection = Projection.of(self.student.projection, self.dtype)
         sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         for batch in window:
-            batch = batch.to(self.world.device)
-            loss, batch_sums = self.step(batch, Weights(*weights), weight_cos, s_projection)
+            loss, batch_sums = self.step(batch.to(self.world.device), weights, s_projection)
             self.scaler.scale(loss).backward()
             sums += batch_sums
             self.progress.update(len(batch.input_ids))
@@ -250,16 +256,24 @@ class Distiller:
         self.interval["terms"] += torch.stack([total / n for total, n in zip(sums, n, strict=True)])
         self.interval["bad"] += bad
         self.interval["tokens"] += counts.tokens
-        self.interval["flops"] += self._flops(counts)
+        self.interval["flops"] += self.flops(counts)
         self.interval["updates"] += 1
 
-    def _flops(self, counts: Counts) -> float:
+    def try_pass(self, batch: MicroBatch) -> None:
+        """Forward and backward through a micro-batch, for what it costs."""
+        loss, _ = self.step(batch, [alpha / len(batch.token_rows) for alpha in self.alphas.values()],
+                            Projection.of(self.student.projection, self.dtype))  # fmt: skip
+        self.scaler.scale(loss).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def flops(self, counts: Counts) -> float:
+        """Matrix work of a window, for all processes together."""
         flops = 3 * self.student_work.forward(counts.tokens, counts.rows, counts.pairs)
         if self.teacher_work:
             flops += self.teacher_work.forward(counts.tokens, counts.rows, counts.pairs)
         return flops
 
-    def _count(self, window: list[MicroBatch], stop: bool) -> Counts:
+    def count(self, window: list[MicroBatch], stop: bool) -> Counts:
         """Counts of the window on all processes. Exchanged between the processors, so no device is waited for."""
         counts = torch.tensor(Counts.of(window, stop), dtype=torch.float64)
         self.world.all_reduce(counts)
@@ -316,7 +330,7 @@ class Distiller:
             while self.epoch < recipe.n_epoch:
                 self.corpus.train_sampler.set_epoch(self.epoch)
                 for window in self.windows():
-                    counts = self._count(window, stop.name is not None)
+                    counts = self.count(window, stop.name is not None)
                     if counts.stops:
                         self.save()
                         return stop.name or "a signal to another process"

@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.pytorch_utils import Conv1D
 
 from utils import InputError, first_line, logger, why_not_loaded
 
@@ -114,6 +115,13 @@ class LanguageModel(nn.Module):
     def transform(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""
         return self.family.transform(self.model, hidden)
+
+    def cast_products(self, dtype: torch.dtype) -> None:
+        """Stores the weights of a frozen model in the dtype that autocast would cast them to in every pass, those of
+        the projection left out, which may be the embeddings too. The results are the same, bit for bit."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear | Conv1D) and module is not self.projection:
+                module.to(dtype)
 
     @property
     def projection(self) -> nn.Linear:

@@ -20,6 +20,7 @@ import time
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+import dry_run
 import evaluation
 import run_folder
 import utils
@@ -291,10 +292,16 @@ def main(argv: list[str] | None = None) -> int:
     utils.set_seed(args.seed)  # of the student's random weights
     student, teacher = build_models(args, student_cfg, world.device)
     folder = None
-    if world.is_master:
+    if world.is_master and not args.dry_run:
         folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, state["update"] if state else None)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
     distiller = Distiller(recipe, student, teacher, corpus, world, dtype, folder)
+    if args.dry_run:
+        found = dry_run.estimate(distiller, args.dry_run)
+        if world.is_master:
+            print(dry_run.report(found, distiller, args.dump_path))
+        world.close()
+        return utils.EXIT_OK
     if state:
         distiller.load_state_dict(state)
     start = time.monotonic()

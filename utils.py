@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -219,16 +218,6 @@ def has_native_bf16(device: "torch.device") -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, so asked for by name
     return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
-
-
-def peak_memory(device: "torch.device") -> int:
-    """Most bytes that this process has held so far: of the GPU, else of main memory."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def set_seed(*seed: int) -> None:

@@ -105,16 +105,17 @@ class _VocabularyLoss(torch.autograd.Function):
         grad_weight = x.new_zeros(voc_padded, x.shape[1], dtype=torch.float32)
         grad_bias = x.new_zeros(voc_padded, dtype=torch.float32)
         row_sums = x.new_zeros(len(TERMS), n, dtype=torch.float32)
-        buffers = x.new_empty(2, min(chunk_rows, n), voc_padded, dtype=torch.float32)
+        # Made once: to get fresh memory from the system for each chunk takes as long as the softmax itself.
+        buffers = x.new_empty(4, min(chunk_rows, n), voc_padded, dtype=torch.float32)
 
         for start in range(0, n, chunk_rows):
             chunk = slice(start, min(start + chunk_rows, n))
-            s, t = buffers[:, : chunk.stop - start]  # (rows of the chunk, voc_padded)
+            s, t, *room = buffers[:, : chunk.stop - start]  # (rows of the chunk, voc_padded)
             s_projection.logits(x[chunk], s)
             if t_projection is not None:
                 t_projection.logits(t_rows[chunk].to(dtype), t)
             grad = chunk_gradient(
-                s, t, labels[chunk], relative, temperature, voc_size, row_sums[:, chunk]
+                s, t, room, labels[chunk], relative, temperature, voc_size, row_sums[:, chunk]
             )  # (rows of the chunk, voc_padded)
             grad_bias += grad.sum(0)
             grad = grad.to(dtype)
@@ -143,16 +144,18 @@ class _VocabularyLoss(torch.autograd.Function):
 def chunk_gradient(
     s: torch.Tensor,
     t: torch.Tensor,
+    room: list[torch.Tensor],
     labels: torch.Tensor,
     weights: Weights,
     temperature: float,
     voc_size: int,
     row_sums: torch.Tensor,
 ) -> torch.Tensor:
-    """The losses of each row, and their gradient by the student's logits. Overwrites `s` and `t`.
+    """The losses of each row, and their gradient by the student's logits. Overwrites `s`, `t` and `room`.
 
     Args:
         s, t: (n, voc_padded) logits, float32.
+        room: two more of them to work in.
         labels: (n_labels,) of the first rows.
         row_sums: (3, n) receives the unweighted loss of each row and term, in the order of TERMS.
 
@@ -168,7 +171,7 @@ def chunk_gradient(
     if weights.hard and len(labels):
         hard, row_sums[2, : len(labels)] = _hard_gradient(s[: len(labels)], labels, weights.hard)
     if weights.ce:
-        soft, row_sums[0] = _soft_gradient(s, t, temperature, voc_size)
+        soft, row_sums[0] = _soft_gradient(s, t, room, temperature, voc_size)
         soft *= weights.ce * temperature
         grad = soft if grad is None else grad.add_(soft)
     if grad is None:
@@ -189,17 +192,18 @@ def _hard_gradient(s: torch.Tensor, labels: torch.Tensor, weight: float) -> tupl
 
 
 def _soft_gradient(
-    s: torch.Tensor, t: torch.Tensor, temperature: float, voc_size: int
+    s: torch.Tensor, t: torch.Tensor, room: list[torch.Tensor], temperature: float, voc_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(s / T) - softmax(t / T), and T^2 KL of each row. Overwrites `s` and `t`."""
+    """softmax(s / T) - softmax(t / T), and T^2 KL of each row. Overwrites `s`, `t` and `room`."""
     if temperature != 1:
         s /= temperature
         t /= temperature
-    p, q = torch.softmax(s, -1), torch.softmax(t, -1)
+    p, q = (torch.softmax(logits, -1, out=out) for logits, out in zip((s, t), room, strict=True))
     # log of the sum of exponentials, from the largest entry and its probability: cheaper than from all
     lse_s = s.amax(-1) - p.amax(-1).log()
     lse_t = t.amax(-1) - q.amax(-1).log()
     t -= s
     t[:, voc_size:] = 0  # where it is inf - inf
-    kl = torch.linalg.vecdot(q, t) - lse_t + lse_s
+    t *= q
+    kl = t.sum(-1) - lse_t + lse_s
     return p.sub_(q), kl * temperature**2

@@ -3,7 +3,17 @@ import pytest
 import torch
 
 from grouped_batch_sampler import GroupedBatchSampler
-from micro_batches import Masking, MicroBatches, draw_mask, pad, prepare_batch_clm, prepare_batch_mlm
+from micro_batches import (
+    MAX_PADDING,
+    Masking,
+    MicroBatches,
+    draw_mask,
+    merge,
+    merge_within,
+    pad,
+    prepare_batch_clm,
+    prepare_batch_mlm,
+)
 
 
 @pytest.fixture
@@ -125,3 +135,40 @@ def test_a_micro_batch_is_a_function_of_seed_epoch_and_number(masking):
     assert torch.equal(same[0].input_ids, same[1].input_ids)
     for other in (make(8, 1)[3], make(7, 2)[3], make(7, 1)[4]):
         assert not torch.equal(same[0].head_rows[: len(same[0].labels)], other.head_rows[: len(other.labels)])
+
+
+def test_merging_keeps_every_sequence_with_its_masks_and_rows(masking):
+    generator = np.random.default_rng(0)
+    draw = lambda lengths: [generator.integers(4, 100, n) for n in lengths]
+    prepare = lambda lengths: prepare_batch_mlm(draw(lengths), 0, masking, generator, head_on_all_tokens=True)
+    batches = [prepare([11, 16, 9]), prepare([20, 20]), prepare([30])]
+    merged = merge(batches, pad_id=0)
+    assert merged.input_ids.shape == (6, 30)
+    n_labels = [len(batch.labels) for batch in batches]
+    for name in ("token_rows", "head_rows"):  # the same tokens are looked at, padding never is
+        tokens = merged.input_ids.flatten()[getattr(merged, name)]
+        parts = torch.cat([batch.input_ids.flatten()[getattr(batch, name)] for batch in batches])
+        assert sorted(tokens.tolist()) == sorted(parts.tolist())
+        assert len(set(getattr(merged, name).tolist())) == len(parts)
+    assert torch.equal(merged.token_rows, torch.from_numpy(np.flatnonzero(merged.attention_mask.numpy())))
+    assert merged.pairs == sum(n * n for n in (11, 16, 9, 20, 20, 30))
+    assert len(merged.labels) == sum(n_labels)
+    labelled = [batch.input_ids.flatten()[batch.head_rows[:n]] for batch, n in zip(batches, n_labels, strict=True)]
+    assert torch.equal(merged.input_ids.flatten()[merged.head_rows[: sum(n_labels)]], torch.cat(labelled))
+    assert torch.equal(merged.labels, torch.cat([batch.labels for batch in batches]))
+
+
+def test_merging_stays_within_the_budget_and_wastes_little(masking):
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(5, 60, 50)
+    batches = [
+        prepare_batch_mlm([generator.integers(4, 100, n)] * 3, 0, masking, generator, True) for n in lengths
+    ]  # nothing is padded before
+    passes = merge_within(batches, tokens=512, pad_id=0)
+    assert sum(len(batch.input_ids) for batch in passes) == 150
+    assert sum(len(batch.labels) for batch in passes) == sum(len(batch.labels) for batch in batches)
+    assert len(passes) < 25
+    for batch in passes:
+        assert batch.input_ids.numel() <= 512
+        assert batch.input_ids.numel() - len(batch.token_rows) <= MAX_PADDING * batch.input_ids.numel()
+    assert len(merge_within(batches, tokens=0, pad_id=0)) == 50

@@ -84,3 +84,20 @@ def test_other_families_are_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=r"broken\.json"):
         load_config(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_teacher_in_half_precision_says_what_autocast_says(name):
+    config = SMALL[name]
+    auto_class = AutoModelForCausalLM if family_of(config).causal else AutoModelForMaskedLM
+    torch.manual_seed(0)
+    parts = LanguageModel(auto_class.from_config(config).eval())
+    input_ids = torch.randint(5, 99, (3, 12))
+    found = []
+    for _ in range(2):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found.append(parts.transform(parts.hidden(input_ids, None)))
+        parts.cast_products(torch.bfloat16)
+    assert torch.equal(*found)
+    assert parts.projection.weight.dtype == torch.float32
+    assert sum(p.dtype == torch.bfloat16 for p in parts.parameters()) > 4 * 4

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SPEED, run, train
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import distiller
+import dry_run
 from dataset import open_token_file
 from evaluation import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
@@ -168,6 +170,74 @@ def test_two_processes_equal_one(workspace, tmp_path):
     final = [metrics(tmp_path / name, "train")[-1] for name in ("one", "two")]
     assert final[0]["tokens"] == final[1]["tokens"]
     assert final[0]["loss"] == pytest.approx(final[1]["loss"], rel=1e-4)
+
+
+def test_passes_of_several_micro_batches_change_no_more_than_rounding(workspace, tmp_path):
+    for tokens in (0, 600):
+        train(workspace, tmp_path / str(tokens), "--dropout", 0, "--attention_dropout", 0, "--tokens_per_pass", tokens)
+    each, merged = (metrics(tmp_path / name, "train") for name in ("0", "600"))
+    for a, b in zip(each, merged, strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_compiled_models_learn_the_same(workspace, tmp_path):
+    flags = ["--dropout", 0, "--attention_dropout", 0, "--gradient_accumulation_steps", 16]
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        train(workspace, tmp_path / name, *flags, *more)
+    plain, compiled = (metrics(tmp_path / name, "train") for name in ("plain", "compiled"))
+    for a, b in zip(plain, compiled, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(workspace, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    train(workspace, tmp_path / "run", "--dry_run", 3, "--peak_tflops", 1, "--n_epoch", 2)
+    assert sorted(tmp_path.rglob("*")) == before
+    shown = capsys.readouterr().out
+    assert "3 of 32 updates" in shown
+    assert "tokens/s, MFU 0." in shown
+    for part in ("the whole run", "process-hours", "evaluations", "peak memory", "largest pass", "disk"):
+        assert part in shown
+    train(workspace, tmp_path / "run", "--dry_run", 1000, "--gradient_accumulation_steps", 1000)  # a single update
+    assert "1 of 1 updates" in capsys.readouterr().out
+
+
+def test_the_disk_that_a_dry_run_foretells_is_what_a_run_takes(workspace, tmp_path, finished, monkeypatch):
+    names = ["checkpoint.pth", "model.safetensors", "model_epoch_0.pth", "model_epoch_1.pth", "training_state.pth"]
+    taken = sum((finished / name).stat().st_size for name in names)
+    found = []
+    monkeypatch.setattr(dry_run, "report", lambda estimate, *_: found.append(estimate))
+    train(workspace, tmp_path / "run", "--n_epoch", 2, "--dry_run", 1)
+    assert found[0].disk == pytest.approx(taken, rel=0.15)  # headers and names are a part of such small files
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_update_never_waits_for_the_device(workspace, tmp_path, monkeypatch):
+    """Operations whose result the processor has to see, or whose shape depends on data, would wait for a GPU."""
+    optimize, seen = distiller.Distiller.optimize, []
+
+    def optimize_and_note(self, window, counts):
+        with Operations() as operations:
+            optimize(self, window, counts)
+        seen.append(operations.names)
+
+    monkeypatch.setattr(distiller.Distiller, "optimize", optimize_and_note)
+    train(workspace, tmp_path / "run", "--alpha_mse", 0.01)
+    assert {"addmm", "_fused_adamw_"} <= {name for names in seen for name in names}
+    waits = {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "multinomial"}
+    assert not waits & {name for names in seen for name in names}
 
 
 def test_positions_stay_frozen_unless_asked_otherwise(workspace, tmp_path):

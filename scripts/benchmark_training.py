@@ -1,0 +1,333 @@
+"""Times an update of train.py against the straightforward computation, side by side in one process.
+
+    python scripts/benchmark_training.py --cases batch_5 large small --rounds 3
+
+The straightforward way: one padded batch at a time, logits of every position from both models, those of real tokens
+picked out of them, a mean per batch, every metric read at once. It takes the same sequences through the same models.
+Lengths are log-normal, 116 tokens on average as in Wikipedia, and at most 512; weights are random, which the time does
+not depend on. Tokens are real ones: padding does not count. Memory is the peak of an update above what stands before it
+(weights and the optimizer's state).
+
+With --techniques, also an update without each of the techniques that make ours fast.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from transformers import BertConfig, BertForMaskedLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils
+import vocabulary_loss
+from distiller import Corpus, Counts, Distiller, Recipe
+from grouped_batch_sampler import GroupedBatchSampler
+from micro_batches import Masking, MicroBatch, MicroBatches, Windows, prepare_batch_mlm
+from models import LanguageModel, build_student, half_depth_config
+from train import default_tokens_per_pass
+from utils import World
+
+MASK, PAD = 103, 0
+VOC_SIZE = 30522
+
+
+@dataclass(frozen=True)
+class Case:
+    """How large the models are, and how many sequences an update takes.
+
+    Attributes:
+        batch_size: sequences a batch of the straightforward way, and of ours before batches are merged.
+        batches: of an update.
+        grouped: whether the sequences of a batch are of similar length.
+        tokens_per_batch: ours are cut by this budget instead, from the same sequences.
+    """
+
+    title: str
+    layers: int
+    dim: int
+    batch_size: int
+    batches: int
+    grouped: bool
+    tokens_per_batch: int | None = None
+
+
+CASES = {
+    "batch_5": Case("BERT-base to 6 layers, 4 batches of 5, length-grouped", 12, 768, 5, 4, True),
+    "large": Case("BERT-base to 6 layers, one batch of 24, mixed lengths", 12, 768, 24, 1, False, 2048),
+    "small": Case("4 layers of 128 to 2 layers, 10 batches of 5, length-grouped", 4, 128, 5, 10, True),
+    "gpu_batch_5": Case("BERT-base to 6 layers, 50 batches of 5, length-grouped", 12, 768, 5, 50, True),
+    "gpu_large": Case("BERT-base to 6 layers, 4 batches of 64, length-grouped", 12, 768, 64, 4, True, 32768),
+}
+
+
+# ----------------------------------------------------------------------------------------------------- the two ways
+
+
+class Straightforward:
+    """An update as one would write it down first."""
+
+    def __init__(self, student, teacher, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
+        self.student, self.teacher, self.recipe = student, teacher, recipe
+        self.device, self.dtype = device, dtype
+        self.optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6)
+
+    def update(self, batches: list[MicroBatch]) -> None:
+        self.student.train()
+        for batch in batches:
+            (self.losses(batch.to(self.device)) / len(batches)).backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def losses(self, batch: MicroBatch) -> torch.Tensor:
+        recipe, ids, temperature = self.recipe, batch.input_ids, self.recipe.temperature
+        mask = torch.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.long()
+        labels = torch.full_like(ids, -100).flatten()
+        labels[batch.head_rows[: len(batch.labels)]] = batch.labels
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            s = self.student(ids, attention_mask=mask, output_hidden_states=True)
+            with torch.no_grad():
+                t = self.teacher(ids, attention_mask=mask, output_hidden_states=True)
+        chosen = mask.bool()[:, :, None]
+        s_logits = s.logits.masked_select(chosen).view(-1, VOC_SIZE)  # (n_tokens, voc_size)
+        t_logits = t.logits.masked_select(chosen).view(-1, VOC_SIZE)  # (n_tokens, voc_size)
+        ce = F.kl_div(
+            F.log_softmax(s_logits / temperature, dim=-1, dtype=torch.float32),
+            F.softmax(t_logits / temperature, dim=-1, dtype=torch.float32),
+            reduction="batchmean",
+        )
+        ce = ce * temperature**2
+        mlm = F.cross_entropy(s.logits.flatten(0, 1).float(), labels, ignore_index=-100)
+        dim = s.hidden_states[-1].shape[-1]
+        s_hidden = s.hidden_states[-1].masked_select(chosen).view(-1, dim).float()  # (n_tokens, dim)
+        t_hidden = t.hidden_states[-1].masked_select(chosen).view(-1, dim).float()  # (n_tokens, dim)
+        cos = F.cosine_embedding_loss(s_hidden, t_hidden, s_hidden.new_ones(len(s_hidden)))
+        loss = recipe.alpha_ce * ce + recipe.alpha_mlm * mlm + recipe.alpha_cos * cos
+        self.shown = {"loss": loss.item(), "ce": ce.item(), "mlm": mlm.item(), "cos": cos.item()}
+        return loss
+
+
+class Ours:
+    """The very Distiller of train.py."""
+
+    def __init__(self, student, teacher, recipe: Recipe, world: World, dtype: torch.dtype) -> None:
+        corpus = Corpus(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, PAD, None)
+        student, teacher = LanguageModel(student), LanguageModel(teacher)
+        self.distiller = Distiller(recipe, student, teacher, corpus, world, dtype, None)
+        self.distiller.progress = SimpleNamespace(update=lambda n: None)
+
+    def update(self, window: list[MicroBatch]) -> None:
+        self.distiller.optimize(window, Counts.of(window, stop=False))
+
+
+# ------------------------------------------------------------------------------------------------------------ the data
+
+
+def draw_sequences(n: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """(n,) sequences of random ids, with the lengths of paragraphs."""
+    lengths = np.clip(generator.lognormal(np.log(116) - 0.6**2 / 2, 0.6, n), 12, 512).astype(int)
+    return [generator.integers(1000, VOC_SIZE, length) for length in lengths]
+
+
+def straightforward_batches(case: Case, sequences: list[np.ndarray], masking: Masking) -> list[MicroBatch]:
+    if case.grouped:
+        sequences = sorted(sequences, key=len)
+    parts = [sequences[start : start + case.batch_size] for start in range(0, len(sequences), case.batch_size)]
+    generator = np.random.default_rng(0)
+    return [prepare_batch_mlm(part, PAD, masking, generator, head_on_all_tokens=True) for part in parts]
+
+
+def our_window(case: Case, sequences: list[np.ndarray], masking: Masking, tokens_per_pass: int) -> list[MicroBatch]:
+    lengths = np.array([len(sequence) for sequence in sequences])
+    size = None if case.tokens_per_batch else case.batch_size
+    sampler = GroupedBatchSampler(lengths, size, case.tokens_per_batch)
+    batches = MicroBatches(sequences, sampler, (0, 0), masking, PAD, head_on_all_tokens=True)
+    return Windows(batches, tokens_per_pass)[range(len(sampler))]
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+class MemoryOfStep(threading.Thread):
+    """The peak of memory within a `with` block above what was held before, in bytes: `above`."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(daemon=True)
+        self.device, self.process, self.ended = device, psutil.Process(), threading.Event()
+
+    def __enter__(self) -> "MemoryOfStep":
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+            return self
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would hide what the block takes
+        self.before = self.peak = self.process.memory_info().rss
+        self.start()
+        return self
+
+    def run(self) -> None:
+        while not self.ended.wait(0.002):
+            self.peak = max(self.peak, self.process.memory_info().rss)
+
+    def __exit__(self, *_) -> None:
+        if self.device.type == "cuda":
+            self.above = torch.cuda.max_memory_allocated(self.device) - self.before
+            return
+        self.ended.set()
+        self.join()
+        self.above = self.peak - self.before
+
+
+@contextlib.contextmanager
+def changed(module, **values) -> Iterator[None]:
+    """Constants of a module at other values."""
+    old = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
+    yield
+    for name, value in old.items():
+        setattr(module, name, value)
+
+
+@dataclass
+class Variant:
+    """One way to compute an update: what makes it ready, and what is timed."""
+
+    name: str
+    make: Callable[[], object]
+    batches: Callable[[], list[MicroBatch]]
+    constants: dict
+
+
+def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[str, tuple[list[float], int]]:
+    """Seconds of each round and bytes of memory of each variant. Rounds alternate between the variants."""
+    ways = {}
+    for variant in variants:
+        with changed(vocabulary_loss, **variant.constants):
+            way = ways[variant.name] = variant.make()
+            way.update(variant.batches())  # the optimizer's state, and warm-up
+            way.update(variant.batches())
+    seconds = {variant.name: [] for variant in variants}
+    memory = dict.fromkeys(seconds, 0)
+    for done in range(rounds + 1):
+        for variant in variants:
+            batches = variant.batches
+            with changed(vocabulary_loss, **variant.constants):
+                if done == rounds:
+                    with MemoryOfStep(device) as step:
+                        ways[variant.name].update(batches())
+                    memory[variant.name] = step.above
+                    continue
+                start = time.perf_counter()
+                ways[variant.name].update(batches())
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds[variant.name].append(time.perf_counter() - start)
+    return {name: (seconds[name], memory[name]) for name in seconds}
+
+
+def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dtype) -> None:
+    device = world.device
+    torch.manual_seed(0)
+    config = BertConfig(
+        num_hidden_layers=case.layers,
+        hidden_size=case.dim,
+        num_attention_heads=case.dim // 64,
+        intermediate_size=4 * case.dim,
+    )
+    teacher = BertForMaskedLM(config).eval().requires_grad_(False).to(device)
+    student_config = half_depth_config(config)
+    generator = np.random.default_rng(0)
+    sequences = draw_sequences(case.batch_size * case.batches, generator)
+    tokens = sum(map(len, sequences))
+    weights = np.ones(VOC_SIZE)
+    weights[:1000] = 0
+    masking = Masking(weights, np.arange(1000, VOC_SIZE), MASK)
+    recipe = Recipe()
+
+    def student():
+        return build_student(student_config, None).to(device)
+
+    def ours(recipe: Recipe = recipe) -> Ours:
+        return Ours(student(), teacher, recipe, world, dtype)
+
+    def window(tokens_per_pass: int = default_tokens_per_pass(device)) -> list[MicroBatch]:
+        return our_window(case, sequences, masking, tokens_per_pass)
+
+    variants = [
+        Variant(
+            "straightforward",
+            lambda: Straightforward(student(), teacher, recipe, device, dtype),
+            lambda: straightforward_batches(case, sequences, masking),
+            {},
+        ),
+        Variant("ours", ours, window, {}),
+    ]
+    if args.techniques:
+        variants += [
+            Variant("ours, batches not merged", ours, lambda: window(0), {}),
+            Variant("ours, vocabulary not padded to 8", ours, window, {"ALIGNMENT": 1}),
+            Variant("ours, logits in one chunk", ours, window, {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20)}),
+        ]
+    if args.compile:
+        variants.append(Variant("ours, compiled", lambda: ours(replace(recipe, compile=True)), window, {}))
+    results = measure(variants, args.rounds, device)
+    work = Ours(student(), teacher, recipe, world, dtype).distiller
+    flops = work._flops(Counts.of(window(), stop=False))
+    print(f"\n{case.title}; {tokens:,} tokens an update, {str(dtype).split('.')[1]}, {utils.describe_device(device)}\n")
+    print("| | s an update | tokens/s | TFLOP/s | faster | memory | less |\n|---|---:|---:|---:|---:|---:|---:|")
+    base_seconds, base_memory = results["straightforward"]
+    for name, (seconds, memory) in results.items():
+        middle = statistics.median(seconds)
+        faster = statistics.median(b / s for b, s in zip(base_seconds, seconds, strict=True))
+        print(
+            f"| {name} | {middle:.3f} ({min(seconds):.3f} to {max(seconds):.3f}) | {tokens / middle:,.0f} "
+            f"| {flops / middle / 1e12:.3f} | {faster:.2f}x "
+            f"| {memory / 2**20:,.0f} MiB | {base_memory / memory:.2f}x |",
+            flush=True,
+        )
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: batch_5, large and small; on a GPU gpu_...")
+    parser.add_argument("--rounds", type=int, default=3, help="updates of each way, in turns (%(default)s)")
+    parser.add_argument("--techniques", action="store_true", help="also ours without each of its techniques")
+    parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--bf16", action="store_true", help="default where it is native")
+    precision.add_argument("--fp32", action="store_true", help="default elsewhere")
+    parser.add_argument("--n_gpu", type=int, help="0 for the CPU (default: what there is)")
+    return parser.parse_args(argv)
+
+
+@utils.cli
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.rounds < 1:
+        raise utils.InputError(f"--rounds {args.rounds}: it must be 1 or more.")
+    world = utils.init_world(args.n_gpu)
+    bf16 = args.bf16 or (not args.fp32 and utils.has_native_bf16(world.device))
+    default = ["batch_5", "large", "small"] if world.device.type == "cpu" else ["gpu_batch_5", "gpu_large", "small"]
+    for name in args.cases or default:
+        run_case(CASES[name], args, world, torch.bfloat16 if bf16 else torch.float32)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
