@@ -30,53 +30,13 @@ from lm_seqs_dataset import LmSeqsDataset
 from memory import peak_memory
 from micro_batches import Masking, MicroBatch, MicroBatches, Windows
 from models import LanguageModel
+from recipe import Recipe
 from run_folder import RunFolder
 from utils import RunError, StopSignal, World, logger, set_seed
 from vocabulary_loss import Projection, Weights, vocabulary_loss
 
 CHECKPOINT_SECONDS = 15 * 60  # between checkpoints, where no interval is given
 N_EVALUATIONS = 20  # over a run, where no interval is given
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The numbers of a run. What each means stands in `train.py --help`."""
-
-    alpha_ce: float = 5.0
-    alpha_mlm: float = 2.0
-    alpha_clm: float = 0.0
-    alpha_mse: float = 0.0
-    alpha_cos: float = 1.0
-    temperature: float = 2.0
-    restrict_ce_to_mask: bool = False
-    n_epoch: int = 3
-    gradient_accumulation_steps: int = 50
-    tokens_per_pass: int = 0
-    learning_rate: float = 5e-4
-    warmup_prop: float = 0.05
-    weight_decay: float = 0.0
-    adam_epsilon: float = 1e-6
-    max_grad_norm: float = 5.0
-    seed: int = 56
-    log_interval: int | None = None
-    eval_interval: int | None = None
-    checkpoint_interval: int | None = None
-    num_workers: int = 0
-    peak_tflops: float | None = None
-    compile: bool = False
-
-    @property
-    def uses_teacher(self) -> bool:
-        return self.uses_teacher_logits or self.alpha_cos > 0
-
-    @property
-    def uses_teacher_logits(self) -> bool:
-        return self.alpha_ce > 0 or self.alpha_mse > 0
-
-    @property
-    def head_on_all_tokens(self) -> bool:
-        """Whether a loss needs the logits of every attended token, not only of those with a hard label."""
-        return self.uses_teacher_logits and not self.restrict_ce_to_mask
 
 
 @dataclass(frozen=True)
@@ -194,7 +154,7 @@ class Distiller:
         """
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
             s_hidden = self.student.hidden(batch.input_ids, batch.attention_mask)  # (bs * seq_length, dim)
-            s_rows = self.student.transform(s_hidden[batch.head_rows])  # (n_rows, dim)
+            s_rows = self.student.transform(s_hidden.index_select(0, batch.head_rows))  # (n_rows, dim)
             t_hidden, t_rows = self._teach(batch) if self.recipe.uses_teacher else (None, None)
         sums = torch.zeros(4, dtype=torch.float64, device=s_hidden.device)
         loss = torch.zeros((), device=s_hidden.device)
@@ -211,7 +171,8 @@ class Distiller:
                 self.recipe.temperature,
             )
         if weight_cos:
-            cos = losses.cosine(s_hidden[batch.token_rows], t_hidden[batch.token_rows])
+            s_tokens = s_hidden.index_select(0, batch.token_rows)  # (n_tokens, dim); its gradient needs no sorting
+            cos = losses.cosine(s_tokens, t_hidden[batch.token_rows])
             loss, sums[3] = loss + weight_cos * cos, cos.detach()
         return loss, sums
 

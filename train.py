@@ -26,7 +26,7 @@ import run_folder
 import utils
 from corpus import TokenCorpus, open_corpus
 from counts import count_tokens, load_token_counts
-from distiller import Corpus, Distiller, Recipe
+from distiller import Corpus, Distiller
 from flags import ARCHITECTURE, DEFAULT_TEACHER, is_state_dict, make_parser, sanity_checks
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
@@ -41,6 +41,7 @@ from models import (
     load_language_model,
     max_length,
 )
+from recipe import Recipe
 from tokenization import describe_tokenizer, load_tokenizer
 from utils import InputError, World, logger
 

@@ -13,11 +13,8 @@ With --techniques, also an update without each of the techniques that make ours 
 
 import argparse
 import contextlib
-import ctypes
-import gc
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +22,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertForMaskedLM
@@ -34,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 import vocabulary_loss
-from distiller import Corpus, Counts, Distiller, Recipe
+from distiller import Corpus, Counts, Distiller
 from grouped_batch_sampler import GroupedBatchSampler
+from memory import PeakAbove
 from micro_batches import Masking, MicroBatch, MicroBatches, Windows, prepare_batch_mlm
 from models import LanguageModel, build_student, half_depth_config
+from recipe import Recipe
 from train import default_tokens_per_pass
 from utils import World
 
@@ -162,38 +160,6 @@ def our_window(case: Case, sequences: list[np.ndarray], masking: Masking, tokens
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-class MemoryOfStep(threading.Thread):
-    """The peak of memory within a `with` block above what was held before, in bytes: `above`."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(daemon=True)
-        self.device, self.process, self.ended = device, psutil.Process(), threading.Event()
-
-    def __enter__(self) -> "MemoryOfStep":
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-            return self
-        if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would hide what the block takes
-        self.before = self.peak = self.process.memory_info().rss
-        self.start()
-        return self
-
-    def run(self) -> None:
-        while not self.ended.wait(0.002):
-            self.peak = max(self.peak, self.process.memory_info().rss)
-
-    def __exit__(self, *_) -> None:
-        if self.device.type == "cuda":
-            self.above = torch.cuda.max_memory_allocated(self.device) - self.before
-            return
-        self.ended.set()
-        self.join()
-        self.above = self.peak - self.before
-
-
 @contextlib.contextmanager
 def changed(module, **values) -> Iterator[None]:
     """Constants of a module at other values."""
@@ -230,9 +196,9 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
             batches = variant.batches
             with changed(vocabulary_loss, **variant.constants):
                 if done == rounds:
-                    with MemoryOfStep(device) as step:
+                    with PeakAbove(device) as step:
                         ways[variant.name].update(batches())
-                    memory[variant.name] = step.above
+                    memory[variant.name] = step.bytes
                     continue
                 start = time.perf_counter()
                 ways[variant.name].update(batches())
@@ -289,7 +255,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
         variants.append(Variant("ours, compiled", lambda: ours(replace(recipe, compile=True)), window, {}))
     results = measure(variants, args.rounds, device)
     work = Ours(student(), teacher, recipe, world, dtype).distiller
-    flops = work._flops(Counts.of(window(), stop=False))
+    flops = work.flops(Counts.of(window(), stop=False))
     print(f"\n{case.title}; {tokens:,} tokens an update, {str(dtype).split('.')[1]}, {utils.describe_device(device)}\n")
     print("| | s an update | tokens/s | TFLOP/s | faster | memory | less |\n|---|---:|---:|---:|---:|---:|---:|")
     base_seconds, base_memory = results["straightforward"]

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distiller import Corpus, Counts, Distiller, Recipe
+from distiller import Corpus, Counts, Distiller
 from grouped_batch_sampler import GroupedBatchSampler
 from micro_batches import Masking, MicroBatch, prepare_batch_clm, prepare_batch_mlm
 from models import LanguageModel, build_student, half_depth_config
-from utils import World
+from recipe import Recipe
+from utils import RunError, World
 
 ONLY = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
 RECIPES = {
@@ -179,3 +180,30 @@ def test_causal_losses_equal_the_formula():
     value, gradients = distill_once(student, teacher, window, recipe)
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients_equal(gradients, exact)
+
+
+def test_an_update_that_is_not_finite_leaves_the_weights_alone(tokenizer, teacher):
+    torch.manual_seed(1)
+    student = build_student(half_depth_config(teacher.config), None)
+    masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
+    window = [prepare_batch_mlm([np.arange(5, 30)] * 3, 0, masking, np.random.default_rng(0), True)]
+    sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
+    corpus = Corpus(SimpleNamespace(), sampler, None, 0, None)
+    models = LanguageModel(student), LanguageModel(teacher)
+    distiller = Distiller(Recipe(warmup_prop=0.0), *models, corpus, World(torch.device("cpu")), torch.float32, None)
+    distiller.progress = SimpleNamespace(update=lambda n: None)
+    step = distiller.step
+
+    def overflow(*args):
+        loss, sums = step(*args)
+        return loss * torch.inf, sums
+
+    before = copy.deepcopy(student.state_dict())
+    distiller.step = overflow
+    distiller.optimize(window, Counts.of(window, stop=False))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+    with pytest.raises(RunError, match="not finite in 1 of the last 1 updates"):
+        distiller.save()
+    distiller.step = step
+    distiller.optimize(window, Counts.of(window, stop=False))
+    assert not torch.equal(student.state_dict()["vocab_transform.weight"], before["vocab_transform.weight"])
