@@ -145,8 +145,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--tokens_per_pass",
         type=int,
-        help="micro-batches of an update are computed together, up to so many tokens, padding included; it changes "
-        "no more than rounding and the draw of dropout (default: by the GPU's memory, 2048 on a CPU; 0: each alone)",
+        help="the micro-batches of an update are split and merged to passes of up to so many tokens; this changes no "
+        "more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: as they are)",
     )
     group.add_argument(
         "--compile", action=switch, default=False, help="torch.compile the models: minutes at the start (default: off)"

@@ -186,7 +186,7 @@ class MicroBatches(torch.utils.data.Dataset):
         return prepare_batch_mlm(sequences, self.pad_id, self.masking, generator, self.head_on_all_tokens)
 
 
-# --------------------------------------------------------------------------------------------- several in one pass
+# ------------------------------------------------------------------------------------------- what is computed at once
 
 
 MAX_PADDING = 1 / 8  # of the positions of a pass: what merging may waste to save passes
@@ -221,12 +221,36 @@ def merge(batches: list[MicroBatch], pad_id: int) -> MicroBatch:
     )
 
 
-def merge_within(batches: list[MicroBatch], tokens: int, pad_id: int) -> list[MicroBatch]:
-    """Merges micro-batches of similar length, as long as they stay within a number of tokens, padding included.
+def split(batch: MicroBatch, tokens: int) -> list[MicroBatch]:
+    """Parts of a micro-batch, of as many sequences as fit into a number of tokens, but at least one."""
+    bs, seq_length = batch.input_ids.shape
+    n = max(1, tokens // seq_length)
+    if n >= bs:
+        return [batch]
+    parts = []
+    for start in range(0, bs, n):
+        first, last = start * seq_length, min(start + n, bs) * seq_length  # of the flattened batch
+        tokens_inside, head_inside = ((rows >= first) & (rows < last) for rows in (batch.token_rows, batch.head_rows))
+        parts.append(
+            MicroBatch(
+                batch.input_ids[start : start + n],
+                None if batch.attention_mask is None else batch.attention_mask[start : start + n],
+                batch.token_rows[tokens_inside] - first,
+                batch.head_rows[head_inside] - first,
+                batch.labels[head_inside[: len(batch.labels)]],
+            )
+        )
+    return parts
+
+
+def passes_within(batches: list[MicroBatch], tokens: int, pad_id: int) -> list[MicroBatch]:
+    """Splits and merges micro-batches to what goes through the models at once: within a number of tokens, padding
+    included, and of similar length.
 
     The loss is a mean over all tokens of an update, so this changes no more than the rounding.
     """
     passes: list[list[MicroBatch]] = []
+    batches = [part for batch in batches for part in split(batch, tokens)]
     for batch in sorted(batches, key=lambda batch: batch.input_ids.shape[1]):
         if passes:
             longer = [*passes[-1], batch]
@@ -240,11 +264,11 @@ def merge_within(batches: list[MicroBatch], tokens: int, pad_id: int) -> list[Mi
 
 
 class Windows(torch.utils.data.Dataset):
-    """Map from the numbers of micro-batches to what is computed for an update: few, large micro-batches.
+    """Map from the numbers of micro-batches to the passes that an update is computed in.
 
     Args:
         micro_batches: of the epoch.
-        tokens_per_pass: see `merge_within`.
+        tokens_per_pass: see `passes_within`; 0: the micro-batches as they are.
     """
 
     def __init__(self, micro_batches: MicroBatches, tokens_per_pass: int) -> None:
@@ -252,4 +276,6 @@ class Windows(torch.utils.data.Dataset):
 
     def __getitem__(self, numbers: range) -> list[MicroBatch]:
         batches = [self.micro_batches[j] for j in numbers]
-        return merge_within(batches, self.tokens_per_pass, self.micro_batches.pad_id)
+        if not self.tokens_per_pass:
+            return batches
+        return passes_within(batches, self.tokens_per_pass, self.micro_batches.pad_id)

@@ -238,7 +238,7 @@ def load_configs(args: argparse.Namespace):
 def default_tokens_per_pass(device: torch.device) -> int:
     """On a GPU one token for each 4 MiB of its memory: several times what a BERT-base and its student need."""
     if device.type == "cpu":
-        return 2048
+        return 512
     return min(torch.cuda.get_device_properties(device).total_memory >> 22, 32768)
 
 

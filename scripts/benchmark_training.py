@@ -247,7 +247,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     ]
     if args.techniques:
         variants += [
-            Variant("ours, batches not merged", ours, lambda: window(0), {}),
+            Variant("ours, micro-batches as they are", ours, lambda: window(0), {}),
             Variant("ours, vocabulary not padded to 8", ours, window, {"ALIGNMENT": 1}),
             Variant("ours, logits in one chunk", ours, window, {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20)}),
         ]

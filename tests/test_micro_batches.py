@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ from micro_batches import (
     MicroBatches,
     draw_mask,
     merge,
-    merge_within,
     pad,
+    passes_within,
     prepare_batch_clm,
     prepare_batch_mlm,
+    split,
 )
 
 
@@ -164,11 +167,25 @@ def test_merging_stays_within_the_budget_and_wastes_little(masking):
     batches = [
         prepare_batch_mlm([generator.integers(4, 100, n)] * 3, 0, masking, generator, True) for n in lengths
     ]  # nothing is padded before
-    passes = merge_within(batches, tokens=512, pad_id=0)
+    passes = passes_within(batches, tokens=512, pad_id=0)
     assert sum(len(batch.input_ids) for batch in passes) == 150
     assert sum(len(batch.labels) for batch in passes) == sum(len(batch.labels) for batch in batches)
     assert len(passes) < 25
     for batch in passes:
         assert batch.input_ids.numel() <= 512
         assert batch.input_ids.numel() - len(batch.token_rows) <= MAX_PADDING * batch.input_ids.numel()
-    assert len(merge_within(batches, tokens=0, pad_id=0)) == 50
+
+
+def test_a_split_batch_merged_again_is_the_batch(masking):
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(4, 100, n) for n in (30, 12, 25, 9, 17, 30, 28)]
+    batch = prepare_batch_mlm(sequences, 0, masking, generator, head_on_all_tokens=True)
+    parts = split(batch, tokens=70)  # sequences are padded to 32
+    assert [len(part.input_ids) for part in parts] == [2, 2, 2, 1]
+    again = merge(parts, pad_id=0)
+    for field in fields(batch):
+        a, b = getattr(batch, field.name), getattr(again, field.name)
+        assert torch.equal(a, b) if field.name not in ("head_rows",) else sorted(a.tolist()) == sorted(b.tolist())
+    assert torch.equal(batch.head_rows[: len(batch.labels)], again.head_rows[: len(batch.labels)])
+    assert [len(part.input_ids) for part in split(batch, tokens=1)] == [1] * 7
+    assert split(batch, tokens=1000) == [batch]
