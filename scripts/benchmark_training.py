@@ -212,6 +212,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     device = world.device
     torch.manual_seed(0)
     config = BertConfig(
+        vocab_size=VOC_SIZE,
         num_hidden_layers=case.layers,
         hidden_size=case.dim,
         num_attention_heads=case.dim // 64,
