@@ -67,6 +67,7 @@ CASES = {
     "batch_5": Case("BERT-base to 6 layers, 4 batches of 5, length-grouped", 12, 768, 5, 4, True),
     "large": Case("BERT-base to 6 layers, one batch of 24, mixed lengths", 12, 768, 24, 1, False, 2048),
     "small": Case("4 layers of 128 to 2 layers, 10 batches of 5, length-grouped", 4, 128, 5, 10, True),
+    "tiny": Case("2 layers of 64 to 1 layer, one batch of 2, to see that it works", 2, 64, 2, 1, True),
     "gpu_batch_5": Case("BERT-base to 6 layers, 50 batches of 5, length-grouped", 12, 768, 5, 50, True),
     "gpu_large": Case("BERT-base to 6 layers, 4 batches of 64, length-grouped", 12, 768, 64, 4, True, 32768),
 }

@@ -45,6 +45,7 @@ def test_every_command_runs_as_printed(clone, workspace):
         if "torchrun --nproc_per_node 4" in command and (os.cpu_count() or 1) < 4:
             command = command.replace("--nproc_per_node 4", "--nproc_per_node 2")
         command = command.replace("200 2000", "1").replace("50000000", "10000")  # sizes of the benchmark
+        command = command.replace("benchmark_training.py", "benchmark_training.py --cases tiny")
         result = subprocess.run(command, shell=True, cwd=clone, env=env, capture_output=True, text=True, timeout=300)
         if "corpus_doctor.py" in command:  # this teacher has learnt nothing, and that is to be found out
             assert result.returncode == 1
