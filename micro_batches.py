@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from grouped_batch_sampler import GroupedBatchSampler
+from grouped_batch_sampler import GROUP_WIDTH, GroupedBatchSampler, create_lengths_groups
 from lm_seqs_dataset import LmSeqsDataset
 
 
@@ -73,7 +73,7 @@ class MicroBatch:
         return MicroBatch(**{field.name: pin(getattr(self, field.name)) for field in fields(self)})
 
 
-def pad(sequences: list[np.ndarray], pad_id: int, multiple: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def pad(sequences: list[np.ndarray], pad_id: int, multiple: int = GROUP_WIDTH) -> tuple[np.ndarray, np.ndarray]:
     """(bs, seq_length) ids and the bool mask of the real ones; seq_length is a multiple of `multiple`, unless all
     sequences are of equal length: then nothing is padded."""
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -189,78 +189,52 @@ class MicroBatches(torch.utils.data.Dataset):
 # ------------------------------------------------------------------------------------------- what is computed at once
 
 
-MAX_PADDING = 1 / 8  # of the positions of a pass: what merging may waste to save passes
-
-
-def merge(batches: list[MicroBatch], pad_id: int) -> MicroBatch:
-    """One micro-batch with the sequences, masks and rows of several, padded to the longest of them."""
-    if len(batches) == 1:
-        return batches[0]
-    n = sum(len(batch.input_ids) for batch in batches)
-    seq_length = max(batch.input_ids.shape[1] for batch in batches)
-    input_ids = torch.full((n, seq_length), pad_id)
-    attended = torch.zeros(n, seq_length, dtype=torch.bool)
-    token_rows, labelled, others = [], [], []
-    first = 0  # the sequence that a batch begins with
-    for batch in batches:
-        bs, length = batch.input_ids.shape
-        input_ids[first : first + bs, :length] = batch.input_ids
-        attended[first : first + bs, :length] = True if batch.attention_mask is None else batch.attention_mask
-        new_row = torch.arange(first * seq_length, (first + bs) * seq_length).view(bs, seq_length)[:, :length].flatten()
-        token_rows.append(new_row[batch.token_rows])
-        head_rows = new_row[batch.head_rows]
-        labelled.append(head_rows[: len(batch.labels)])
-        others.append(head_rows[len(batch.labels) :])
-        first += bs
-    return MicroBatch(
-        input_ids,
-        None if attended.all() else attended,
-        torch.cat(token_rows),
-        torch.cat(labelled + others),
-        torch.cat([batch.labels for batch in batches]),
-    )
-
-
-def split(batch: MicroBatch, tokens: int) -> list[MicroBatch]:
-    """Parts of a micro-batch, of as many sequences as fit into a number of tokens, but at least one."""
-    bs, seq_length = batch.input_ids.shape
-    n = max(1, tokens // seq_length)
-    if n >= bs:
-        return [batch]
-    parts = []
-    for start in range(0, bs, n):
-        first, last = start * seq_length, min(start + n, bs) * seq_length  # of the flattened batch
-        tokens_inside, head_inside = ((rows >= first) & (rows < last) for rows in (batch.token_rows, batch.head_rows))
-        parts.append(
-            MicroBatch(
-                batch.input_ids[start : start + n],
-                None if batch.attention_mask is None else batch.attention_mask[start : start + n],
-                batch.token_rows[tokens_inside] - first,
-                batch.head_rows[head_inside] - first,
-                batch.labels[head_inside[: len(batch.labels)]],
-            )
-        )
-    return parts
+MAX_PADDING = 1 / 8  # of the positions of a pass, beyond what a sequence alone is padded by
+NO_LOGITS, NO_LABEL = -2, -1  # in place of a label: what is not computed for a token
 
 
 def passes_within(batches: list[MicroBatch], tokens: int, pad_id: int) -> list[MicroBatch]:
-    """Splits and merges micro-batches to what goes through the models at once: within a number of tokens, padding
-    included, and of similar length.
+    """What goes through the models at once: the sequences of some micro-batches, sorted by length, in parts of similar
+    length and within a number of tokens, padding included (a longer sequence goes alone).
 
     The loss is a mean over all tokens of an update, so this changes no more than the rounding.
     """
-    passes: list[list[MicroBatch]] = []
-    batches = [part for batch in batches for part in split(batch, tokens)]
-    for batch in sorted(batches, key=lambda batch: batch.input_ids.shape[1]):
-        if passes:
-            longer = [*passes[-1], batch]
-            positions = sum(len(b.input_ids) for b in longer) * batch.input_ids.shape[1]
-            padding = positions - sum(len(b.token_rows) for b in longer)
-            if positions <= tokens and padding <= MAX_PADDING * positions:
-                passes[-1] = longer
-                continue
-        passes.append([batch])
-    return [merge(batches, pad_id) for batches in passes]
+    ids, labels, lengths = (np.concatenate(parts) for parts in zip(*map(_without_padding, batches), strict=True))
+    starts = np.cumsum(lengths) - lengths
+    passes = []
+    for part in _parts_of_similar_length(lengths, tokens):
+        sequences = [ids[starts[i] : starts[i] + lengths[i]] for i in part]
+        padded, attended = pad(sequences, pad_id)
+        wanted = np.full(attended.shape, NO_LOGITS)
+        wanted[attended] = np.concatenate([labels[starts[i] : starts[i] + lengths[i]] for i in part])
+        wanted = wanted.ravel()
+        labelled = np.flatnonzero(wanted >= 0)
+        passes.append(_micro_batch(padded, attended, labelled, wanted == NO_LABEL, wanted[labelled]))
+    return passes
+
+
+def _without_padding(batch: MicroBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n_tokens,) ids and labels of all sequences one after the other, and (bs,) their lengths."""
+    bs, seq_length = batch.input_ids.shape
+    labels = np.full(bs * seq_length, NO_LOGITS)
+    labels[batch.head_rows] = NO_LABEL
+    labels[batch.head_rows[: len(batch.labels)]] = batch.labels
+    lengths = np.full(bs, seq_length) if batch.attention_mask is None else batch.attention_mask.sum(1).numpy()
+    return batch.input_ids.numpy().ravel()[batch.token_rows], labels[batch.token_rows], lengths
+
+
+def _parts_of_similar_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """The sequences, shortest first, cut where the next would make a part too large or waste too much."""
+    in_order = np.argsort(lengths, kind="stable")
+    widths = create_lengths_groups(lengths[in_order]) * GROUP_WIDTH  # what a sequence alone is padded to
+    cuts, used = [], 0  # used: positions of the open part, were each sequence padded to its own width
+    for i, width in enumerate(widths):
+        positions = (i + 1 - (cuts[-1] if cuts else 0)) * width
+        used += width
+        if i and (positions > tokens or positions - used > MAX_PADDING * positions):
+            cuts.append(i)
+            used = width
+    return np.split(in_order, cuts)
 
 
 class Windows(torch.utils.data.Dataset):

@@ -48,7 +48,7 @@ class Case:
     """How large the models are, and how many sequences an update takes.
 
     Attributes:
-        batch_size: sequences a batch of the straightforward way, and of ours before batches are merged.
+        batch_size: sequences a batch of the straightforward way, and of ours before they are sorted into passes.
         batches: of an update.
         grouped: whether the sequences of a batch are of similar length.
         tokens_per_batch: ours are cut by this budget instead, from the same sequences.

@@ -1,5 +1,3 @@
-from dataclasses import fields
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +8,10 @@ from micro_batches import (
     Masking,
     MicroBatches,
     draw_mask,
-    merge,
     pad,
     passes_within,
     prepare_batch_clm,
     prepare_batch_mlm,
-    split,
 )
 
 
@@ -140,52 +136,50 @@ def test_a_micro_batch_is_a_function_of_seed_epoch_and_number(masking):
         assert not torch.equal(same[0].head_rows[: len(same[0].labels)], other.head_rows[: len(other.labels)])
 
 
-def test_merging_keeps_every_sequence_with_its_masks_and_rows(masking):
-    generator = np.random.default_rng(0)
-    draw = lambda lengths: [generator.integers(4, 100, n) for n in lengths]
-    prepare = lambda lengths: prepare_batch_mlm(draw(lengths), 0, masking, generator, head_on_all_tokens=True)
-    batches = [prepare([11, 16, 9]), prepare([20, 20]), prepare([30])]
-    merged = merge(batches, pad_id=0)
-    assert merged.input_ids.shape == (6, 30)
-    n_labels = [len(batch.labels) for batch in batches]
-    for name in ("token_rows", "head_rows"):  # the same tokens are looked at, padding never is
-        tokens = merged.input_ids.flatten()[getattr(merged, name)]
-        parts = torch.cat([batch.input_ids.flatten()[getattr(batch, name)] for batch in batches])
-        assert sorted(tokens.tolist()) == sorted(parts.tolist())
-        assert len(set(getattr(merged, name).tolist())) == len(parts)
-    assert torch.equal(merged.token_rows, torch.from_numpy(np.flatnonzero(merged.attention_mask.numpy())))
-    assert merged.pairs == sum(n * n for n in (11, 16, 9, 20, 20, 30))
-    assert len(merged.labels) == sum(n_labels)
-    labelled = [batch.input_ids.flatten()[batch.head_rows[:n]] for batch, n in zip(batches, n_labels, strict=True)]
-    assert torch.equal(merged.input_ids.flatten()[merged.head_rows[: sum(n_labels)]], torch.cat(labelled))
-    assert torch.equal(merged.labels, torch.cat([batch.labels for batch in batches]))
+def per_sequence(batches):
+    """[(ids, label of each token, whether it has logits)] of all sequences, sorted: what a pass has to keep."""
+    found = []
+    for batch in batches:
+        bs, seq_length = batch.input_ids.shape
+        attended = torch.ones(bs, seq_length, dtype=bool) if batch.attention_mask is None else batch.attention_mask
+        labels, head = torch.full((bs * seq_length,), -1), torch.zeros(bs * seq_length, dtype=bool)
+        labels[batch.head_rows[: len(batch.labels)]] = batch.labels
+        head[batch.head_rows] = True
+        assert head.sum() == len(batch.head_rows)
+        assert attended.ravel()[batch.head_rows].all()
+        assert torch.equal(batch.token_rows, attended.ravel().nonzero().ravel())
+        rows = zip(batch.input_ids, labels.view(bs, -1), head.view(bs, -1), attended, strict=True)
+        found += [(ids[real].tolist(), label[real].tolist(), at[real].tolist()) for ids, label, at, real in rows]
+    return sorted(found)
 
 
-def test_merging_stays_within_the_budget_and_wastes_little(masking):
+@pytest.mark.parametrize("kind", ["all tokens", "masked tokens", "causal"])
+@pytest.mark.parametrize("tokens", [1, 40, 512, 100_000])
+def test_passes_keep_every_sequence_with_its_labels(masking, kind, tokens):
     generator = np.random.default_rng(0)
-    lengths = generator.integers(5, 60, 50)
-    batches = [
-        prepare_batch_mlm([generator.integers(4, 100, n)] * 3, 0, masking, generator, True) for n in lengths
-    ]  # nothing is padded before
+    batches = []
+    for lengths in ([11, 16, 9], [20, 20], [30], list(range(5, 60)), [7]):
+        sequences = [generator.integers(4, 100, n) for n in lengths]
+        if kind == "causal":
+            batches.append(prepare_batch_clm(sequences, 0))
+        else:
+            batches.append(prepare_batch_mlm(sequences, 0, masking, generator, kind == "all tokens"))
+    passes = passes_within(batches, tokens, pad_id=0)
+    assert per_sequence(passes) == per_sequence(batches)
+    assert sum(batch.pairs for batch in passes) == sum(batch.pairs for batch in batches)
+    if tokens == 1:
+        assert [len(batch.input_ids) for batch in passes] == [1] * 62
+
+
+def test_passes_stay_within_the_budget_and_waste_little(masking):
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(4, 100, n) for n in [*generator.integers(5, 60, 150), 700]]
+    batches = [prepare_batch_mlm(sequences[i::10], 0, masking, generator, True) for i in range(10)]
     passes = passes_within(batches, tokens=512, pad_id=0)
-    assert sum(len(batch.input_ids) for batch in passes) == 150
-    assert sum(len(batch.labels) for batch in passes) == sum(len(batch.labels) for batch in batches)
-    assert len(passes) < 25
-    for batch in passes:
+    assert passes[-1].input_ids.shape == (1, 700)  # over the budget: alone
+    for batch in passes[:-1]:
+        lengths = batch.attention_mask.sum(1) if batch.attention_mask is not None else batch.input_ids.shape[1]
+        alone = (-(-lengths // 8) * 8 * torch.ones(len(batch.input_ids))).sum()
         assert batch.input_ids.numel() <= 512
-        assert batch.input_ids.numel() - len(batch.token_rows) <= MAX_PADDING * batch.input_ids.numel()
-
-
-def test_a_split_batch_merged_again_is_the_batch(masking):
-    generator = np.random.default_rng(0)
-    sequences = [generator.integers(4, 100, n) for n in (30, 12, 25, 9, 17, 30, 28)]
-    batch = prepare_batch_mlm(sequences, 0, masking, generator, head_on_all_tokens=True)
-    parts = split(batch, tokens=70)  # sequences are padded to 32
-    assert [len(part.input_ids) for part in parts] == [2, 2, 2, 1]
-    again = merge(parts, pad_id=0)
-    for field in fields(batch):
-        a, b = getattr(batch, field.name), getattr(again, field.name)
-        assert torch.equal(a, b) if field.name not in ("head_rows",) else sorted(a.tolist()) == sorted(b.tolist())
-    assert torch.equal(batch.head_rows[: len(batch.labels)], again.head_rows[: len(batch.labels)])
-    assert [len(part.input_ids) for part in split(batch, tokens=1)] == [1] * 7
-    assert split(batch, tokens=1000) == [batch]
+        assert batch.input_ids.numel() - alone <= MAX_PADDING * batch.input_ids.numel()
+    assert len(passes) <= 1.5 * sum(map(len, sequences)) / 512
