@@ -199,6 +199,8 @@ def passes_within(batches: list[MicroBatch], tokens: int, pad_id: int) -> list[M
 
     The loss is a mean over all tokens of an update, so this changes no more than the rounding.
     """
+    if not batches:  # a process may have none of a short last window
+        return []
     ids, labels, lengths = (np.concatenate(parts) for parts in zip(*map(_without_padding, batches), strict=True))
     starts = np.cumsum(lengths) - lengths
     passes = []

@@ -167,6 +167,7 @@ def test_passes_keep_every_sequence_with_its_labels(masking, kind, tokens):
     passes = passes_within(batches, tokens, pad_id=0)
     assert per_sequence(passes) == per_sequence(batches)
     assert sum(batch.pairs for batch in passes) == sum(batch.pairs for batch in batches)
+    assert passes_within([], tokens, pad_id=0) == []
     if tokens == 1:
         assert [len(batch.input_ids) for batch in passes] == [1] * 62
 
