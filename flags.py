@@ -146,7 +146,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--tokens_per_pass",
         type=int,
         help="the sequences of an update go through the models sorted by length, so many tokens at once; this changes "
-        "no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: as they are)",
+        "no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: by batch)",
     )
     group.add_argument(
         "--compile", action=switch, default=False, help="torch.compile the models: minutes at the start (default: off)"

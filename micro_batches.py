@@ -202,13 +202,12 @@ def passes_within(batches: list[MicroBatch], tokens: int, pad_id: int) -> list[M
     if not batches:  # a process may have none of a short last window
         return []
     ids, labels, lengths = (np.concatenate(parts) for parts in zip(*map(_without_padding, batches), strict=True))
-    starts = np.cumsum(lengths) - lengths
+    ids, labels = (np.split(flat, np.cumsum(lengths)[:-1]) for flat in (ids, labels))
     passes = []
     for part in _parts_of_similar_length(lengths, tokens):
-        sequences = [ids[starts[i] : starts[i] + lengths[i]] for i in part]
-        padded, attended = pad(sequences, pad_id)
+        padded, attended = pad([ids[i] for i in part], pad_id)
         wanted = np.full(attended.shape, NO_LOGITS)
-        wanted[attended] = np.concatenate([labels[starts[i] : starts[i] + lengths[i]] for i in part])
+        wanted[attended] = np.concatenate([labels[i] for i in part])
         wanted = wanted.ravel()
         labelled = np.flatnonzero(wanted >= 0)
         passes.append(_micro_batch(padded, attended, labelled, wanted == NO_LABEL, wanted[labelled]))
@@ -229,13 +228,14 @@ def _parts_of_similar_length(lengths: np.ndarray, tokens: int) -> list[np.ndarra
     """The sequences, shortest first, cut where the next would make a part too large or waste too much."""
     in_order = np.argsort(lengths, kind="stable")
     widths = create_lengths_groups(lengths[in_order]) * GROUP_WIDTH  # what a sequence alone is padded to
-    cuts, used = [], 0  # used: positions of the open part, were each sequence padded to its own width
+    cuts = []
+    first, used = 0, 0  # of the open part: its first sequence, and its positions, were each padded to its own width
     for i, width in enumerate(widths):
-        positions = (i + 1 - (cuts[-1] if cuts else 0)) * width
+        positions = (i + 1 - first) * width
         used += width
         if i and (positions > tokens or positions - used > MAX_PADDING * positions):
             cuts.append(i)
-            used = width
+            first, used = i, width
     return np.split(in_order, cuts)
 
 
