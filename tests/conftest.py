@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder must fail at once, not after retries
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
 
 SUBJECTS = "the cat|a dog|my neighbour|an old sailor|the teacher|every child|the quiet river|a young queen".split("|")
@@ -28,26 +30,32 @@ def make_text(n_lines: int, seed: int = 0) -> str:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
-    """A folder with dump.txt, a BERT with tokenizer in bert-base-uncased, the binarized text and its counts."""
+    """A folder with dump.txt, a BERT with tokenizer in bert-base-uncased, the binarized text and its counts.
+
+    Made once: by the process that needs it first, while the others wait.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # below it, each process has a folder of its own
+    folder, done = root / "workspace", root / "workspace.done"
+    with FileLock(root / "workspace.lock", timeout=50):
+        if not done.exists():
+            folder.mkdir()
+            _make_workspace(folder)
+            done.touch()
+    return folder
+
+
+def _make_workspace(folder: Path) -> None:
     import binarized_data
     import token_counts
     import train_vocabulary
     from transformers import BertConfig, BertForMaskedLM
 
-    folder = tmp_path_factory.mktemp("workspace")
     (folder / "dump.txt").write_text(make_text(300))
     teacher = str(folder / "bert-base-uncased")
-    run(
-        train_vocabulary,
-        "--file_path",
-        folder / "dump.txt",
-        "--vocab_size",
-        160,
-        "--output",
-        teacher,
-        "--max_length",
-        64,
-    )
+    text = ("--file_path", folder / "dump.txt")
+    run(train_vocabulary, *text, "--vocab_size", 160, "--output", teacher, "--max_length", 64)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(_tokenizer(teacher)),
@@ -59,10 +67,9 @@ def workspace(tmp_path_factory) -> Path:
         initializer_range=0.2,  # so that its predictions differ from token to token
     )
     BertForMaskedLM(config).save_pretrained(teacher)
-    run(binarized_data, "--file_path", folder / "dump.txt", "--bert_tokenizer", teacher, "--dump_file", folder / "text")
+    run(binarized_data, *text, "--bert_tokenizer", teacher, "--dump_file", folder / "text")
     data = folder / "text.bert-base-uncased.pickle"
     run(token_counts, "--data_file", data, "--token_counts_dump", folder / "counts.pickle")
-    return folder
 
 
 @pytest.fixture

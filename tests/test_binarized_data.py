@@ -8,7 +8,6 @@ import lzma
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 
@@ -17,6 +16,7 @@ import merge_data
 import numpy as np
 import pytest
 from conftest import ROOT, make_text, run
+from processes import run_together, running
 from transformers import AutoTokenizer
 
 import dataset
@@ -150,11 +150,9 @@ def test_shards_joined_are_the_whole(tmp_path, binarize, text, small_blocks, pac
 
 
 def test_processes_of_a_launcher_write_a_shard_each(tmp_path, workspace, text):
-    command = ["torchrun", "--standalone", "--nproc_per_node", "2", ROOT / "scripts" / "binarized_data.py",
-               "--file_path", text, "--tokenizer_name", workspace / "bert-base-uncased",
-               "--dump_file", tmp_path / "text"]  # fmt: skip
-    env = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    subprocess.run(list(map(str, command)), env=env, capture_output=True, check=True, timeout=120)
+    results = run_together(2, ROOT / "scripts" / "binarized_data.py", "--file_path", text, "--tokenizer_name",
+                           workspace / "bert-base-uncased", "--dump_file", tmp_path / "text")  # fmt: skip
+    assert [result.returncode for result in results] == [0, 0], results
     assert sorted(path.name for path in tmp_path.glob("text*")) == [
         "text.bert-base-uncased-00000-of-00002.pickle",
         "text.bert-base-uncased-00001-of-00002.pickle",
@@ -227,18 +225,22 @@ def test_killed_and_resumed(tmp_path, workspace, binarize):
     text.write_text(make_text(6000))
     binarize(text, name="whole")
     whole = (tmp_path / NAME.replace("text", "whole")).read_bytes()
-    code = "import binarized_data as b, text_reader as t; b.CHECKPOINT_SECONDS, t.BLOCK = 0, 1 << 12; b.main()"
-    command = [sys.executable, "-c", code, "--file_path", text, "--dump_file", tmp_path / "text", "--resume",
-               "--tokenizer_name", workspace / "bert-base-uncased"]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}"}
+    script = tmp_path / "often.py"
+    script.write_text(
+        "import binarized_data as b, text_reader as t; b.CHECKPOINT_SECONDS, t.BLOCK = 0, 1 << 12; b.main()"
+    )
+    flags = ["--file_path", text, "--dump_file", tmp_path / "text", "--resume",
+             "--tokenizer_name", workspace / "bert-base-uncased"]  # fmt: skip
     written = tmp_path / f"{NAME}.partial" / "tokens"
     kills = 0
     for share in (0.2, 0.5, 0.8):
-        process = subprocess.Popen(list(map(str, command)), env=env, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (written.exists() and written.stat().st_size > share * len(whole) * 0.9):
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        with running(script, *flags, PYTHONPATH=f"{ROOT}:{ROOT / 'scripts'}") as binarizing:
+            while binarizing.is_running and not (
+                written.exists() and written.stat().st_size > share * len(whole) * 0.9
+            ):
+                time.sleep(0.001)
+            binarizing.kill()
+            kills += binarizing.result().returncode == -signal.SIGKILL
     assert kills == 3
     assert not (tmp_path / NAME).exists()
     binarize(text, "--resume")

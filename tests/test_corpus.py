@@ -3,8 +3,6 @@
 import json
 import os
 import pickle
-import shutil
-import subprocess
 import sys
 
 import binarized_data
@@ -16,6 +14,7 @@ import token_counts
 from conftest import ROOT, SPEED, run, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_command, run_together
 
 import counts
 import dataset
@@ -120,7 +119,7 @@ order = np.random.default_rng(0).integers(len(file), size=1000)
 before = psutil.Process().memory_info().rss
 assert all(len(file[i]) == 100 for i in order)
 print(psutil.Process().memory_info().rss - before)"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = run_command([sys.executable, "-c", code], cwd=ROOT)
     assert int(result.stdout) < 3e6
 
 
@@ -174,9 +173,8 @@ open({str(tmp_path)!r} + f"/made-{{world.rank}}", "w").write(str(len(calls)))
 world.close()"""
     (tmp_path / "share.py").write_text(code)
     (tmp_path / "tmp").mkdir()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp"), "OMP_NUM_THREADS": "1"}
-    command = [shutil.which("torchrun", path=os.path.dirname(sys.executable)), "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(tmp_path / "share.py")], env=env, check=True, capture_output=True, timeout=120)
+    results = run_together(2, tmp_path / "share.py", PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path / "tmp"))
+    assert [result.returncode for result in results] == [0, 0], results
     assert [(tmp_path / f"made-{rank}").read_text() for rank in (0, 1)] == ["1", "0"]
     assert not list((tmp_path / "tmp").glob("distil-*"))
 

@@ -1,11 +1,11 @@
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT, run
+from processes import run_command
 
 from corpus import open_corpus
 from counts import count_tokens, load_token_counts
@@ -59,7 +59,7 @@ import pickle, sys
 sequences = pickle.load(open({str(path)!r}, "rb"))
 assert not any(name.split(".")[0] in ("torch", "transformers", "dataset") for name in sys.modules)
 print(len(sequences), sequences[0].ndim)"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    out = run_command([sys.executable, "-c", code], cwd="/")
     assert out.stdout.split() == ["50", "1"]
 
 
@@ -175,7 +175,7 @@ def test_wrong_counts_are_refused(tmp_path, path):
 def test_no_module_below_asks_for_torch():
     """Tools that only read files must start fast."""
     code = "import sys, dataset; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert run_command([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_short_name_is_the_last_path_component():

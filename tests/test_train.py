@@ -1,19 +1,20 @@
 """train.py through its command line, on a small BERT."""
 
+import functools
 import json
 import math
 import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SPEED, run, train
+from processes import run_together
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig, BertForMaskedLM
 
 import distiller
 import dry_run
@@ -157,13 +158,13 @@ def test_a_changed_flag_does_not_resume(workspace, finished, capsys):
 def test_two_processes_equal_one(workspace, tmp_path):
     common = ["--dropout", 0, "--attention_dropout", 0, "--n_epoch", 1]
     train(workspace, tmp_path / "one", *common, "--gradient_accumulation_steps", 4)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py"),
-        "--teacher_name", workspace / "bert-base-uncased", "--data_file", workspace / "text.bert-base-uncased.pickle",
-        "--token_counts", workspace / "counts.pickle", "--batch_size", 8, "--n_gpu", 0, "--fp32", *common,
-        "--gradient_accumulation_steps", 2, "--dump_path", tmp_path / "two",
-    ]  # fmt: skip
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=240)
+    results = run_together(
+        2, ROOT / "train.py", "--teacher_name", workspace / "bert-base-uncased",
+        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
+        "--batch_size", 8, "--n_gpu", 0, "--fp32", *common, "--gradient_accumulation_steps", 2,
+        "--dump_path", tmp_path / "two",
+    )  # fmt: skip
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-5, msg=name)
@@ -181,8 +182,15 @@ def test_passes_of_several_micro_batches_change_no_more_than_rounding(workspace,
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-def test_compiled_models_learn_the_same(workspace, tmp_path):
-    flags = ["--dropout", 0, "--attention_dropout", 0, "--gradient_accumulation_steps", 16]
+def test_compiled_models_learn_the_same(workspace, tokenizer, tmp_path, monkeypatch):
+    """The graphs, their gradients and varying sizes are compiled here; machine code, which takes a minute to make, is
+    not: that is left to PyTorch's own tests."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    flags = ["--teacher_name", tmp_path / "teacher", "--dropout", 0, "--attention_dropout", 0, "--valid_share", 0,
+             "--gradient_accumulation_steps", 16]  # fmt: skip
     for name, more in (("plain", []), ("compiled", ["--compile"])):
         train(workspace, tmp_path / name, *flags, *more)
     plain, compiled = (metrics(tmp_path / name, "train") for name in ("plain", "compiled"))
