@@ -2,25 +2,23 @@
 
 `pickle.load` on it returns a list of 1-D numpy arrays, one per sequence, with nothing but numpy installed. The toolkit
 itself never unpickles it: behind the pickle's STOP opcode, where `pickle.load` stops reading, stands a footer that says
-where the two buffers lie. The layout:
+where the two buffers lie. The pickle is the program `numpy.split(numpy.frombuffer(tokens), numpy.frombuffer(offsets))`,
+so the file looks like this:
 
-    head      pickle opcodes: numpy.split(numpy.frombuffer(
+    head      opcodes: numpy.split(numpy.frombuffer(
     tokens    n_tokens ids, uint16 or int32, little endian, aligned to 64 bytes
-    middle    ), numpy.frombuffer(
+    middle    opcodes: ), numpy.frombuffer(
     offsets   n_sequences + 1 int64: sequence i is tokens[offsets[i] : offsets[i + 1]]
-    tail      , offsets[1:-1]))  STOP
-    footer    JSON (see `TokenFileWriter.finish`), its crc32 and length, a magic word
+    tail      opcodes: , offsets[1:-1]))  STOP
+    footer    JSON (see `corpus.token_writer`), its crc32 and length, a magic word
 
 Lists of arrays or of lists pickled by other tools load too, through an unpickler that knows numpy arrays and plain
 containers and nothing else.
 """
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
-import shutil
+import pickle
 import struct
 import zlib
 from collections.abc import Iterator
@@ -29,15 +27,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from safe_pickle import load_plain_pickle
-from utils import InputError, RunError, fsync_folder, logger, write_json
+from utils import InputError, RunError
 
 FORMAT = 1
 MAGIC = b"DISTILTK"
 TRAILER = struct.Struct("<IQ8s")  # crc32 of the JSON, its length, the magic word
 ALIGNMENT = 64
 CHUNK = 1 << 24  # bytes
-PROGRESS = "progress.json"  # in the folder of an unfinished file
 BLOCK_TOKENS, BLOCK_SEQUENCES = 1 << 22, 1 << 18  # at most so many of either are looked at together
 
 
@@ -45,7 +41,29 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
 
 
-# ------------------------------------------------------------------------------------------------------- pickle opcodes
+# --------------------------------------------------------------------------------------------------------------- layout
+#
+# The opcodes are written by hand, since a pickler could not write a buffer of unknown length as a stream. Each function
+# returns the bytes of one part of the layout above; the names in the comments are those of the module `pickletools`.
+
+
+def head(tokens_bytes: int) -> bytes:
+    """What stands before the tokens. Of the same length whatever their number, which is known only at the end."""
+    start = b"\x80\x04" + b"cnumpy\nsplit\n" + b"cnumpy\nfrombuffer\n"  # PROTO 4, two GLOBALs
+    return start + _padding(len(start)) + _buffer_header(tokens_bytes)
+
+
+def middle(position: int, dtype: np.dtype, offsets_bytes: int) -> bytes:
+    """What stands between the tokens, which end at `position`, and the offsets."""
+    start = _text(dtype.str.encode()) + b"\x86R" + b"cnumpy\nfrombuffer\n" + b"("  # TUPLE2 REDUCE, GLOBAL, MARK
+    return start + _padding(position + len(start)) + _buffer_header(offsets_bytes)
+
+
+def tail(n_sequences: int) -> bytes:
+    """What stands behind the offsets. `numpy.split` wants the inner ones: all but the first and the last."""
+    count = b"\x8a\x08" + struct.pack("<q", n_sequences - 1)  # LONG1
+    skip = b"K\x08"  # BININT1
+    return _text(b"<i8") + count + skip + b"tR" + b"\x86R" + b"."  # TUPLE REDUCE, TUPLE2 REDUCE, STOP
 
 
 def _text(value: bytes) -> bytes:
@@ -55,192 +73,11 @@ def _text(value: bytes) -> bytes:
 def _padding(position: int) -> bytes:
     """A string that is pushed and popped, so that the buffer after it and its 9-byte header starts aligned."""
     empty = len(_text(b"") + b"0")
-    return _text(b" " * (-(position + empty + 9) % ALIGNMENT)) + b"0"
+    return _text(b" " * (-(position + empty + 9) % ALIGNMENT)) + b"0"  # POP
 
 
 def _buffer_header(n_bytes: int) -> bytes:
     return b"\x8e" + struct.pack("<Q", n_bytes)  # BINBYTES8
-
-
-def _head(tokens_bytes: int) -> bytes:
-    start = b"\x80\x04" + b"cnumpy\nsplit\n" + b"cnumpy\nfrombuffer\n"  # PROTO 4, two GLOBALs
-    return start + _padding(len(start)) + _buffer_header(tokens_bytes)
-
-
-def _middle(position: int, dtype: np.dtype, offsets_bytes: int) -> bytes:
-    start = _text(dtype.str.encode()) + b"\x86R" + b"cnumpy\nfrombuffer\n" + b"("  # TUPLE2 REDUCE, GLOBAL, MARK
-    return start + _padding(position + len(start)) + _buffer_header(offsets_bytes)
-
-
-def _tail(n_sequences: int) -> bytes:
-    count = b"\x8a\x08" + struct.pack("<q", n_sequences - 1)  # LONG1
-    skip = b"K\x08"  # BININT1: leave out the first offset, 8 bytes
-    return _text(b"<i8") + count + skip + b"tR" + b"\x86R" + b"."  # TUPLE REDUCE, TUPLE2 REDUCE, STOP
-
-
-# --------------------------------------------------------------------------------------------------------------- writer
-
-
-@contextlib.contextmanager
-def write_token_file(path: str | Path, tokenizer: dict, resume: bool = False) -> Iterator["TokenFileWriter"]:
-    """A file that appears under its name when the `with` block ends without an error.
-
-    Memory does not grow with it: tokens and offsets go straight to the folder `<path>.partial`. What was written up to
-    a call of the writer's `checkpoint` outlives any end of the process. The finished bytes depend on the sequences and
-    the tokenizer alone, not on how often the writing was interrupted.
-
-    Args:
-        path: the file to make.
-        tokenizer: what `describe_tokenizer` returns.
-        resume: go on from the last checkpoint, if there is one; else begin anew.
-
-    Raises:
-        InputError: the file can't be written there; another process is writing it; what is to be resumed is damaged.
-        RunError: no room is left on the disk.
-    """
-    writer = TokenFileWriter(Path(path), tokenizer, resume)
-    try:
-        yield writer
-        writer.finish()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(f"no room is left on the disk for {path}; make room, then go on.") from None
-    finally:
-        writer.close()
-
-
-class TokenFileWriter:
-    """See `write_token_file`, which makes and ends it.
-
-    Attributes:
-        progress: what the last `checkpoint` was given, if the writing is resumed; else None.
-        n_sequences, n_tokens: written so far.
-    """
-
-    def __init__(self, path: Path, tokenizer: dict, resume: bool) -> None:
-        self.path, self.tokenizer = path, tokenizer
-        self.folder = partial_folder(path)
-        self.dtype = token_dtype(tokenizer["vocab_size"])
-        self.n_sequences = self.n_tokens = 0
-        self.progress: dict | None = None
-        self._crc = {"tokens": 0, "offsets": 0}
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give another name for the file to make.")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file, self._offsets = (self._open(name) for name in ("tokens", "offsets"))
-        except OSError as error:
-            raise InputError(f"{path} can't be written ({error.strerror}); choose another place.") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path} is being written by another process; wait for it, or stop it.") from None
-        except OSError as error:
-            logger.warning("%s: no locks on this disk (%s); see that no other process writes it", path, error.strerror)
-        if resume and self.has_checkpoint:
-            self._go_on()
-            return
-        if self.has_checkpoint:
-            logger.info("beginning anew: what an interrupted run left in %s is thrown away", self.folder)
-        self._begin()
-
-    def _open(self, name: str) -> BinaryIO:
-        return os.fdopen(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # empties nothing
-
-    @property
-    def has_checkpoint(self) -> bool:
-        return (self.folder / PROGRESS).is_file()
-
-    def _begin(self) -> None:
-        (self.folder / PROGRESS).unlink(missing_ok=True)
-        for file in (self._file, self._offsets):
-            file.truncate(0)
-        self._file.write(_head(0))
-        self._write_offsets(np.zeros(1, "<i8"))
-
-    def _go_on(self) -> None:
-        try:
-            state = json.loads((self.folder / PROGRESS).read_text())
-            self.n_sequences, self.n_tokens, self._crc = state["n_sequences"], state["n_tokens"], state["crc32"]
-            made_by, self.progress = state["tokenizer"], state["progress"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"--resume: {self.folder / PROGRESS} is damaged; begin anew without --resume.") from None
-        if made_by != self.tokenizer:
-            raise InputError(f"--resume: {self.folder} was made with another tokenizer; leave out --resume.")
-        begin = {"tokens": len(_head(0)), "offsets": 0}
-        end = {"tokens": begin["tokens"] + self.n_tokens * self.dtype.itemsize, "offsets": (self.n_sequences + 1) * 8}
-        for name, file in (("tokens", self._file), ("offsets", self._offsets)):
-            if file.seek(0, os.SEEK_END) < end[name] or _crc_of_file(file, begin[name], end[name]) != self._crc[name]:
-                raise InputError(f"--resume: {self.folder / name} is damaged; begin anew without --resume.")
-            file.truncate(end[name])
-            file.seek(end[name])
-
-    def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds `len(lengths)` sequences whose ids stand one after the other in `ids`, (sum(lengths),) integers."""
-        assert ids.size == lengths.sum()
-        if ids.size and not (ids.min() >= 0 and ids.max() < self.tokenizer["vocab_size"]):
-            raise InputError(
-                f"{self.path}: token ids run from {ids.min()} to {ids.max()}, "
-                f"but the vocabulary has {self.tokenizer['vocab_size']} entries."
-            )
-        data = np.ascontiguousarray(ids, self.dtype)
-        self._file.write(data)
-        self._crc["tokens"] = zlib.crc32(data, self._crc["tokens"])
-        self._write_offsets(self.n_tokens + np.cumsum(lengths, dtype="<i8"))
-        self.n_tokens += ids.size
-        self.n_sequences += len(lengths)
-
-    def _write_offsets(self, offsets: np.ndarray) -> None:
-        self._offsets.write(offsets)
-        self._crc["offsets"] = zlib.crc32(offsets, self._crc["offsets"])
-
-    def checkpoint(self, progress: dict) -> None:
-        """Makes sure that writing can go on from here; `progress` is for the caller to know where that is."""
-        for file in (self._file, self._offsets):
-            file.flush()
-            os.fsync(file.fileno())
-        state = {"tokenizer": self.tokenizer, "n_sequences": self.n_sequences, "n_tokens": self.n_tokens}
-        write_json(self.folder / PROGRESS, {**state, "crc32": self._crc, "progress": progress})
-
-    def finish(self) -> None:
-        if self.n_sequences == 0:
-            raise InputError(f"{self.path} was not written: there is not one sequence to put into it.")
-        file, tokens_bytes = self._file, self.n_tokens * self.dtype.itemsize
-        offsets_bytes = (self.n_sequences + 1) * 8
-        tokens_at = len(_head(0))
-        file.write(_middle(tokens_at + tokens_bytes, self.dtype, offsets_bytes))
-        offsets_at = file.tell()
-        self._offsets.seek(0)
-        shutil.copyfileobj(self._offsets, file, CHUNK)
-        file.write(_tail(self.n_sequences))
-        footer = {
-            "format": FORMAT,
-            **self.tokenizer,
-            "dtype": self.dtype.str,
-            "n_sequences": self.n_sequences,
-            "n_tokens": self.n_tokens,
-            "tokens_at": tokens_at,
-            "offsets_at": offsets_at,
-            "crc32": self._crc,
-        }
-        data = json.dumps(footer).encode()
-        file.write(data + TRAILER.pack(zlib.crc32(data), len(data), MAGIC))
-        file.seek(0)
-        file.write(_head(tokens_bytes))  # the length is known only now
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(self.folder / "tokens", self.path)
-        fsync_folder(self.path.parent)
-
-    def close(self) -> None:
-        for file in (self._file, self._offsets):
-            with contextlib.suppress(OSError):  # a full disk, which has been told, strikes again in the last flush
-                file.close()
-        if self.has_checkpoint and is_unfinished(self.path):
-            logger.warning("unfinished: what is done lies in %s, and --resume goes on from there", self.folder)
-        else:
-            shutil.rmtree(self.folder)
 
 
 def partial_folder(path: str | Path) -> Path:
@@ -248,12 +85,8 @@ def partial_folder(path: str | Path) -> Path:
     return Path(f"{path}.partial")
 
 
-def is_unfinished(path: str | Path) -> bool:
-    """Whether the writing of this file was begun and interrupted."""
-    return (partial_folder(path) / "tokens").exists()
-
-
-def _crc_of_file(file: BinaryIO, start: int, stop: int) -> int:
+def crc_of_file(file: BinaryIO, start: int, stop: int) -> int:
+    """Of the bytes from `start` to `stop`, read chunk by chunk."""
     crc = 0
     file.seek(start)
     while start < stop:
@@ -279,13 +112,12 @@ class TokenFile:
     Attributes:
         path: the file on disk.
         n_tokens: of all sequences.
-        footer: what stands at the end of the file; None for files of other tools.
-        tokenizer: what `describe_tokenizer` said when the file was made; None for files of other tools.
+        made_by: the description of the tokenizer that made it (`describe_tokenizer`); None for files of other tools.
     """
 
     def __init__(self, path: Path, n_sequences: int, n_tokens: int) -> None:
         self.path, self._n_sequences, self.n_tokens = path, n_sequences, n_tokens
-        self.footer = self.tokenizer = None
+        self.made_by: dict | None = None
 
     def __len__(self) -> int:
         return self._n_sequences
@@ -344,7 +176,7 @@ class TokensOnDisk(TokenFile):
     def __init__(self, path: Path, footer: dict) -> None:
         super().__init__(path, footer["n_sequences"], footer["n_tokens"])
         self.footer = footer
-        self.tokenizer = {key: footer[key] for key in ("tokenizer", "vocab_size", "vocab_hash", "special_ids")}
+        self.made_by = {key: footer[key] for key in ("tokenizer", "vocab_size", "vocab_hash", "special_ids")}
         self.dtype = np.dtype(footer["dtype"])
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as the object)
 
@@ -371,7 +203,7 @@ class TokensOnDisk(TokenFile):
         size = n * dtype.itemsize
         data = os.pread(self._file.fileno(), size, at + first * dtype.itemsize)
         if len(data) != size:
-            raise RunError(f"{self.path} was cut short while it was in use; copy it again, and go on with --resume.")
+            raise RunError(f"{self.path} was cut short while it was in use; copy it again, and continue with --resume.")
         return np.frombuffer(data, dtype)
 
     @property
@@ -382,7 +214,7 @@ class TokensOnDisk(TokenFile):
         tokens_at, offsets_at = self.footer["tokens_at"], self.footer["offsets_at"]
         ends = {"tokens": tokens_at + self.n_tokens * self.dtype.itemsize, "offsets": offsets_at + 8 * (len(self) + 1)}
         for name, start in (("tokens", tokens_at), ("offsets", offsets_at)):
-            if _crc_of_file(self._file, start, ends[name]) != self.footer["crc32"][name]:
+            if crc_of_file(self._file, start, ends[name]) != self.footer["crc32"][name]:
                 raise InputError(
                     f"{self.path} is damaged: the checksum of its {name} does not match; copy or binarize it again."
                 )
@@ -403,10 +235,10 @@ def open_token_file(path: str | Path) -> TokenFile:
     if size == 0:
         raise InputError(f"{path} is empty; make it again with scripts/binarized_data.py.")
     with open(path, "rb") as file:
-        start = file.read(len(_head(0)))
+        start = file.read(len(head(0)))
         file.seek(max(0, size - TRAILER.size))
         end = file.read()
-    ours = start.startswith(_head(0)[:-8])  # all but the number of token bytes
+    ours = start.startswith(head(0)[:-8])  # all but the number of token bytes
     if end.endswith(MAGIC):
         return TokensOnDisk(path, _read_footer(path, size))
     if ours:
@@ -439,9 +271,9 @@ def _read_footer(path: Path, size: int) -> dict:
             raise damaged
         # The opcodes around the buffers follow from the footer, so every byte outside the buffers is checked here.
         if (
-            read(0, tokens_at) != _head(tokens_bytes)
-            or read(tokens_end, offsets_at - tokens_end) != _middle(tokens_end, dtype, offsets_bytes)
-            or read(offsets_end, footer_at - offsets_end) != _tail(n_sequences)
+            read(0, tokens_at) != head(tokens_bytes)
+            or read(tokens_end, offsets_at - tokens_end) != middle(tokens_end, dtype, offsets_bytes)
+            or read(offsets_end, footer_at - offsets_end) != tail(n_sequences)
             or read(offsets_at, 8) != bytes(8)
             or read(offsets_end - 8, 8) != struct.pack("<q", n_tokens)
         ):
@@ -465,3 +297,53 @@ def _load_list_pickle(path: Path) -> TokensInMemory:
     if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
         raise InputError(f"{path} holds numbers that are no token ids ({tokens.min()} to {tokens.max()}).")
     return TokensInMemory(path, tokens.astype(token_dtype(int(tokens.max(initial=0)) + 1), copy=False), offsets)
+
+
+def count_per_sequence(is_counted: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(n_sequences,) int64, how often the (n_tokens,) booleans are true in each sequence of a block."""
+    positions = np.flatnonzero(is_counted)
+    sequences = np.searchsorted(offsets - offsets[0], positions, side="right") - 1
+    return np.bincount(sequences, minlength=len(offsets) - 1)
+
+
+# ------------------------------------------------------------------------------------------------------- plain pickles
+#
+# A pickle is a program; this reader refuses to run any that asks for more than data.
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Loads plain containers, numbers and numpy arrays; refuses every other name, so that no code can run."""
+
+    ALLOWED = {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),  # how protocol 2 writes bytes
+    } | {
+        (module, name)
+        for package in ("numpy.core", "numpy._core")
+        for module, name in (
+            (f"{package}.multiarray", "_reconstruct"),
+            (f"{package}.multiarray", "scalar"),
+            (f"{package}.numeric", "_frombuffer"),
+        )
+    }
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in self.ALLOWED:
+            raise InputError(f"it asks for {module}.{name}, which is not data; it could run code and was not loaded")
+        return super().find_class(module, name)
+
+
+def load_plain_pickle(path: str | Path):
+    """A pickle of plain containers, numbers and numpy arrays. Raises: InputError if it is anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no file.")
+    with open(path, "rb") as file:
+        try:
+            return RestrictedUnpickler(file).load()
+        except InputError as error:
+            raise InputError(f"{path} was refused: {error}.") from None
+        except Exception as error:  # a pickle of garbage can raise nearly anything
+            reason = " ".join(str(error).split()).rstrip(".")  # some span lines
+            raise InputError(f"{path} is not a pickle, or cut short ({type(error).__name__}: {reason}).") from None

@@ -1,9 +1,9 @@
-"""Which sequences stand in which micro-batch, and in which order: a function of (seed, epoch, position).
+"""Which sequences stand in which batch, and in which order: a function of (seed, epoch, position).
 
-Sequences of similar length share a micro-batch, so that little is padded. Sorted by group, the lengths stand in the
-same order in every epoch; so the cuts between micro-batches are made once, and an epoch only shuffles the sequences
-within their group and the micro-batches among themselves. The number of micro-batches is the same in every epoch, and
-each sequence is in exactly one.
+Sequences of similar length stand in one batch, so that little is padded. Sorted by group, the lengths come in the same
+order in every epoch; so the cuts between batches are made once, and an epoch only shuffles the sequences within their
+group and the batches among themselves. The number of batches is the same in every epoch, and each sequence is in
+exactly one.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,16 @@ def create_lengths_groups(lengths: np.ndarray, width: int = GROUP_WIDTH) -> np.n
 
 
 class GroupedBatchSampler:
-    """The micro-batches of each epoch.
+    """The batches of each epoch.
 
     Args:
         lengths: (n,) tokens of each sequence.
-        batch_size: sequences a micro-batch; either it or `tokens_per_batch`.
-        tokens_per_batch: as many sequences a micro-batch as fit into this number of tokens, padding included.
+        batch_size: sequences a batch; either it or `tokens_per_batch`.
+        tokens_per_batch: as many sequences a batch as fit into this number of tokens, padding included.
         group_by_size: put sequences of similar length together.
         shuffle: draw a new order each epoch.
         seed: of the order.
-        share: see `LmSeqsDataset`.
+        make_once: see `LmSeqsDataset`.
     """
 
     def __init__(
@@ -41,36 +41,36 @@ class GroupedBatchSampler:
         group_by_size: bool = True,
         shuffle: bool = True,
         seed: int = 0,
-        share: Callable = lambda make: make(),
+        make_once: Callable = lambda make: make(),
     ) -> None:
         assert (batch_size is None) != (tokens_per_batch is None)
         assert group_by_size or tokens_per_batch is None, "a token budget needs sequences grouped by length"
         self.shuffle, self.seed = shuffle, seed
-        plan = share(lambda: cut_micro_batches(lengths, batch_size, tokens_per_batch, group_by_size))
+        plan = make_once(lambda: cut_batches(lengths, batch_size, tokens_per_batch, group_by_size))
         self._sorted, self._group_bounds, self._bounds = plan["sorted"], plan["group_bounds"], plan["bounds"]
         self.set_epoch(0)
 
     def __len__(self) -> int:
-        """Micro-batches an epoch, over all processes."""
+        """Batches an epoch, over all processes."""
         return len(self._bounds) - 1
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the order of `epoch` the current one; always from scratch, so a restart changes nothing."""
         self._sequences = self._sorted.copy()
-        self._micro_batches = np.arange(len(self), dtype=_index_dtype(len(self)))
+        self._batches = np.arange(len(self), dtype=_index_dtype(len(self)))
         if self.shuffle:
             generator = np.random.default_rng([self.seed, epoch])
             for start, stop in zip(self._group_bounds[:-1], self._group_bounds[1:], strict=True):
                 generator.shuffle(self._sequences[start:stop])
-            generator.shuffle(self._micro_batches)
+            generator.shuffle(self._batches)
 
-    def micro_batch(self, j: int) -> np.ndarray:
-        """The indices of the sequences in the j-th micro-batch of the current epoch."""
-        k = self._micro_batches[j]
+    def batch(self, j: int) -> np.ndarray:
+        """The indices of the sequences in the j-th batch of the current epoch."""
+        k = self._batches[j]
         return self._sequences[self._bounds[k] : self._bounds[k + 1]]
 
-    def share_of_rank(self, rank: int, world_size: int, start: int = 0) -> range:
-        """The micro-batches j >= start that process `rank` of `world_size` takes: every world_size-th.
+    def batches_of_rank(self, rank: int, world_size: int, start: int = 0) -> range:
+        """The batches j >= start that process `rank` of `world_size` takes: every world_size-th.
 
         `start` is a multiple of `world_size`.
         """
@@ -78,13 +78,13 @@ class GroupedBatchSampler:
         return range(start + rank, len(self), world_size)
 
 
-def cut_micro_batches(
+def cut_batches(
     lengths: np.ndarray, batch_size: int | None, tokens_per_batch: int | None, group_by_size: bool
 ) -> dict[str, np.ndarray]:
-    """Sorts sequences by their groups, and cuts micro-batches from the sorted order.
+    """Sorts sequences by their groups, and cuts batches from the sorted order.
 
     Returns: `sorted`, (n,) the sequences; `group_bounds`, where each group begins in it, and the end of the last;
-        `bounds`, the same for micro-batches.
+        `bounds`, the same for batches.
     """
     n = len(lengths)
     if group_by_size:
@@ -106,7 +106,11 @@ def _index_dtype(n: int) -> np.dtype:
 
 
 def _cut_by_tokens(sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Cuts so that (sequences in a part) x (its longest, padded to its group's width) stays within the budget.
+    """Cuts so that (sequences in a batch) x (its longest, padded to its group's width) stays within the budget.
+
+    The sequences stand in groups of growing width. Within a group every batch but the first holds as many as fit; the
+    first one may have been opened by shorter sequences of earlier groups, each of which now counts with the width of
+    this group, so it may be full at once. A group costs one `arange`, however many sequences it has.
 
     Args:
         sizes: sequences in each group; those of group g are padded to g * GROUP_WIDTH tokens.
@@ -117,11 +121,11 @@ def _cut_by_tokens(sizes: np.ndarray, budget: int) -> np.ndarray:
             f"--tokens_per_batch {budget}: the longest sequence alone takes {longest} tokens; raise it to that."
         )
     cuts = [np.zeros(1, np.int64)]
-    start = position = 0  # of the micro-batch that is not full yet, and of the group
+    start = position = 0  # of the batch that is not full yet, and of the group
     for group in np.flatnonzero(sizes):
         fit = budget // (int(group) * GROUP_WIDTH)
         stop = position + int(sizes[group])
-        first = max(start + fit, position)  # where the open micro-batch is full; shorter sequences may have filled it
+        first = max(start + fit, position)  # where the open batch is full
         if first < stop:
             full = np.arange(first, stop, fit)
             cuts.append(full)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corpus import TokenCorpus
-from tokenization import boundary_ids, unknown_id
+from corpus.files import TokenCorpus
+from corpus.tokenization import boundary_ids, unknown_id
+from dataset import count_per_sequence
 from utils import InputError, logger
 
 MIN_LENGTH = 12  # shorter sequences teach nothing; tokens, with the two boundary tokens
@@ -35,8 +36,8 @@ class LmSeqsDataset:
         special_ids: the tokenizer's, as in `describe_tokenizer`.
         max_length: tokens a model can take, boundary tokens included.
         exclude: (n,) sorted indices of the corpus's sequences to leave out.
-        share: calls the function it is given, which makes named arrays; `World.share` lets only one process of a
-            machine make them, for all to use.
+        make_once: calls the function it is given, which makes named arrays; `World.make_once` lets only one process of
+            a machine make them, for all to use.
 
     Attributes:
         lengths: (len(self),) int32, tokens with the boundary tokens.
@@ -49,12 +50,12 @@ class LmSeqsDataset:
         special_ids: dict,
         max_length: int,
         exclude: np.ndarray | None = None,
-        share: Callable = lambda make: make(),
+        make_once: Callable = lambda make: make(),
     ) -> None:
         self.corpus = corpus
         self.begin, self.end = boundary_ids(special_ids)
         self._check_boundaries()
-        index = share(lambda: index_sequences(corpus, unknown_id(special_ids), max_length, exclude))
+        index = make_once(lambda: index_sequences(corpus, unknown_id(special_ids), max_length, exclude))
         self._starts, self.lengths = index["starts"], index["lengths"]
         self.dropped = Dropped(*index["dropped"].tolist())
         if len(self) == 0:
@@ -144,22 +145,6 @@ def _resize(starts: np.ndarray, lengths: np.ndarray, n: int) -> None:
     """In place: a list of parts, joined at the end, would need twice the memory for a moment."""
     for array in (starts, lengths):
         array.resize(n, refcheck=False)
-
-
-def count_per_sequence(found: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(n_sequences,) int64, how often the (n_tokens,) booleans are true in each sequence of a block."""
-    positions = np.flatnonzero(found)
-    sequences = np.searchsorted(offsets - offsets[0], positions, side="right") - 1
-    return np.bincount(sequences, minlength=len(offsets) - 1)
-
-
-def has_boundaries(ids: np.ndarray, offsets: np.ndarray, special_ids: dict) -> np.ndarray:
-    """(n_sequences,) bool, whether each sequence of a block begins and ends with its boundary tokens."""
-    begin, end = boundary_ids(special_ids)
-    starts, stops = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
-    right = stops - starts >= 2
-    right[right] = (ids[starts[right]] == begin) & (ids[stops[right] - 1] == end)
-    return right
 
 
 def _split_evenly(starts: np.ndarray, lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:

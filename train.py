@@ -20,35 +20,28 @@ import time
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-import dry_run
-import evaluation
-import run_folder
 import utils
-from corpus import TokenCorpus, open_corpus
-from counts import count_tokens, load_token_counts
-from distiller import Corpus, Distiller
-from flags import ARCHITECTURE, DEFAULT_TEACHER, is_state_dict, make_parser, sanity_checks
+from corpus.files import TokenCorpus, open_corpus
+from corpus.token_counts import count_tokens, load_token_counts
+from corpus.tokenization import describe_tokenizer, load_tokenizer
+from distiller import Distiller
+from evaluation import held_out
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from micro_batches import Masking
-from models import (
-    LanguageModel,
-    build_student,
-    family_of,
-    freeze,
-    half_depth_config,
-    load_config,
-    load_language_model,
-    max_length,
-)
-from recipe import Recipe
-from tokenization import describe_tokenizer, load_tokenizer
-from utils import InputError, World, logger
+from models.families import LanguageModel, family_of, freeze, max_length
+from models.loading import load_config, load_language_model
+from models.student import build_student, half_depth_config
+from training import dry_run, flags, run_folder
+from training.batches import Masking, RunData
+from training.distributed import World, choose_dtype, describe_device, init_world
+from training.flags import ARCHITECTURE, DEFAULT_TEACHER, sanity_checks, whole_model
+from training.recipe import Recipe
+from utils import InputError, logger
 
 # Flags that may differ when a run is resumed, because they don't change its result.
 HARMLESS = {
     "command", "force", "resume", "dump_path", "data_file", "log_interval", "checkpoint_interval", "num_workers",
-    "local_rank", "n_gpu", "fp16_opt_level", "tokens_per_pass", "peak_tflops", "dry_run",
+    "local_rank", "n_gpu", "fp16_opt_level", "tokens_per_micro_batch", "peak_tflops", "dry_run",
 }  # fmt: skip
 
 
@@ -69,7 +62,7 @@ def inputs_of(args: argparse.Namespace) -> list[str]:
 
 def student_config(args: argparse.Namespace, teacher: PretrainedConfig | None, tokenizer) -> PretrainedConfig:
     """The student's shape: as given, or half the teacher, or the family's default; then the architecture flags."""
-    if args.student_pretrained_weights and not is_state_dict(args):
+    if whole_model(args.student_pretrained_weights):
         config = load_config(args.student_pretrained_weights)
     elif args.student_config:
         config = load_config(args.student_config)
@@ -128,54 +121,45 @@ def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: Pret
 
 
 def check_resume(args: argparse.Namespace, parameters: dict) -> None:
-    """A run that goes on must be the run that began. Raises: InputError that names the flags that differ."""
+    """A run that continues must be the run that was started. Raises: InputError that names the flags that differ."""
     old = run_folder.load_parameters(args.dump_path)
     changed = sorted(key for key in parameters if key in old and key not in HARMLESS and parameters[key] != old[key])
     if changed:
-        flags = ", ".join(f"--{key} ({old[key]} then, {parameters[key]} now)" for key in changed)
-        flags = flags.replace("--data (", "the text of --data_file (").replace("--processes", "number of processes")
+        changes = ", ".join(f"--{key} ({old[key]} then, {parameters[key]} now)" for key in changed)
+        changes = changes.replace("--data (", "the text of --data_file (").replace("--processes", "number of processes")
         raise InputError(
-            f"--resume: this would change the result of the run in {args.dump_path}: {flags}; begin anew with --force."
+            f"--resume: this would change the result of the run in {args.dump_path}: {changes}; start over with "
+            f"--force."
         )
 
 
 # --------------------------------------------------------------------------------------------------------------- wiring
 
 
-def choose_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    if args.fp16:
-        if device.type == "cpu":
-            raise InputError("--fp16 needs a GPU; on a CPU use --bf16 or --fp32.")
-        return torch.float16
-    if args.bf16:
-        return torch.bfloat16
-    return torch.float32 if args.fp32 or not utils.has_native_bf16(device) else torch.bfloat16
-
-
-def build_corpus(
-    args: argparse.Namespace, text: TokenCorpus, tokenizer, length: int, causal: bool, world: World
-) -> Corpus:
+def build_data(
+    args: argparse.Namespace, recipe: Recipe, text: TokenCorpus, tokenizer, length: int, causal: bool, world: World
+) -> RunData:
     """Indexes the text, and says how it is masked and what of it is held out."""
-    held_out = evaluation.held_out_sequences(len(text), 0 if args.valid_data_file else args.valid_share)
+    chosen = held_out.held_out_sequences(len(text), 0 if args.valid_data_file else args.valid_share)
     special_ids = describe_tokenizer(tokenizer)["special_ids"]
-    train_set = LmSeqsDataset(text, special_ids, length, held_out, world.share)
+    train_set = LmSeqsDataset(text, special_ids, length, chosen, world.make_once)
     train_set.log_summary(f"training text {text}")
     sampler = GroupedBatchSampler(
         train_set.lengths,
-        None if args.tokens_per_batch else args.batch_size,
-        args.tokens_per_batch,
-        args.group_by_size,
-        args.shuffle,
-        args.seed,
-        world.share,
+        None if recipe.tokens_per_batch else recipe.batch_size,
+        recipe.tokens_per_batch,
+        recipe.group_by_size,
+        recipe.shuffle,
+        recipe.seed,
+        world.make_once,
     )
-    held_out_batches = None
+    batches = None
     if args.valid_data_file:
         valid_text = open_corpus(args.valid_data_file, tokenizer)
         valid_text.verify()
-        held_out_batches = evaluation.held_out_batches(valid_text, tokenizer, length, causal, None)
-    elif len(held_out):
-        held_out_batches = evaluation.held_out_batches(text, tokenizer, length, causal, held_out)
+        batches = held_out.held_out_batches(valid_text, tokenizer, length, causal, None)
+    elif len(chosen):
+        batches = held_out.held_out_batches(text, tokenizer, length, causal, chosen)
 
     masking = None
     if not causal:
@@ -183,22 +167,14 @@ def build_corpus(
             counts = load_token_counts(args.token_counts, len(tokenizer))
         else:
             logger.info("no --token_counts: counting the tokens of %s", text)
-            counts = world.share(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
-        masking = Masking.of_tokenizer(
-            tokenizer,
-            counts,
-            args.mlm_smoothing,
-            proportion=args.mlm_mask_prop,
-            word_mask=args.word_mask,
-            word_keep=args.word_keep,
-            word_rand=args.word_rand,
-        )
-    return Corpus(train_set, sampler, masking, evaluation.padding_id(tokenizer), held_out_batches)
+            counts = world.make_once(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
+        masking = Masking.of_recipe(tokenizer, counts, recipe)
+    return RunData(train_set, sampler, masking, held_out.padding_id(tokenizer), batches)
 
 
 def build_models(args: argparse.Namespace, config: PretrainedConfig, device: torch.device):
     """Loads teacher and student onto the device, and freezes what is to stay as it is."""
-    if args.student_pretrained_weights and not is_state_dict(args):
+    if whole_model(args.student_pretrained_weights):
         student = load_language_model(args.student_pretrained_weights, "student", head_required=False, config=config)
     else:
         student = build_student(config, args.student_pretrained_weights)
@@ -227,15 +203,15 @@ def load_configs(args: argparse.Namespace):
     if needs_teacher(args) and args.teacher_name is None:
         args.teacher_name = DEFAULT_TEACHER
     teacher = load_config(args.teacher_name) if args.teacher_name else None
-    whole_student = None if is_state_dict(args) else args.student_pretrained_weights
-    args.tokenizer_name = args.tokenizer_name or args.teacher_name or whole_student or DEFAULT_TEACHER
+    student_name = whole_model(args.student_pretrained_weights)
+    args.tokenizer_name = args.tokenizer_name or args.teacher_name or student_name or DEFAULT_TEACHER
     tokenizer = load_tokenizer(args.tokenizer_name)
     student = student_config(args, teacher, tokenizer)
     check_fit(args, student, teacher, tokenizer)
     return tokenizer, student, teacher
 
 
-def default_tokens_per_pass(device: torch.device) -> int:
+def default_tokens_per_micro_batch(device: torch.device) -> int:
     """On a GPU one token for each 4 MiB of its memory: several times what a BERT-base and its student need."""
     if device.type == "cpu":
         return 512
@@ -246,37 +222,39 @@ def resolve_defaults(args: argparse.Namespace, student: PretrainedConfig, device
     """Fills in the defaults that depend on the student and on the machine."""
     causal = family_of(student).causal
     if args.alpha_mlm is None:
-        args.alpha_mlm = 0.0 if causal else 2.0
+        args.alpha_mlm = 0.0 if causal else Recipe.alpha_mlm
     if args.alpha_clm is None:
-        args.alpha_clm = 2.0 if causal else 0.0
+        args.alpha_clm = Recipe.alpha_mlm if causal else 0.0
     if not (needs_teacher(args) or args.alpha_mlm or args.alpha_clm):
         raise InputError("all --alpha_... are 0: there is nothing to learn from.")
     if args.freeze_pos_embs is None:
         args.freeze_pos_embs = needs_teacher(args) and student.model_type == "distilbert"
     if args.num_workers is None:
         args.num_workers = min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
-    if args.tokens_per_pass is None:
-        args.tokens_per_pass = default_tokens_per_pass(device)
+    if args.tokens_per_micro_batch is None:
+        args.tokens_per_micro_batch = default_tokens_per_micro_batch(device)
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> int:
-    args = make_parser(__doc__).parse_args(argv)
+def make_parser() -> argparse.ArgumentParser:
+    return flags.make_parser(__doc__)
+
+
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> int:
     sanity_checks(args)
-    world = utils.init_world(args.n_gpu, args.local_rank)
-    utils.setup_logging(world.is_master)
-    utils.quiet_transformers()
+    world = init_world(args.n_gpu, args.local_rank)
 
     # Everything that the user can have got wrong comes before a model is loaded or a file removed.
     dtype = choose_dtype(args, world.device)
     run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
     tokenizer, student_cfg, teacher_cfg = load_configs(args)
     resolve_defaults(args, student_cfg, world.device)
+    recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
     text = open_corpus(args.data_file, tokenizer)
     if world.local_rank == 0:  # once a machine
         text.verify()
     length = min([max_length(cfg) for cfg in (student_cfg, teacher_cfg) if cfg] + [tokenizer.model_max_length])
-    corpus = build_corpus(args, text, tokenizer, length, family_of(student_cfg).causal, world)
+    data = build_data(args, recipe, text, tokenizer, length, family_of(student_cfg).causal, world)
     parameters = vars(args) | {
         "data": text.identity,
         "dtype": str(dtype),
@@ -287,33 +265,40 @@ def main(argv: list[str] | None = None) -> int:
     if state:
         check_resume(args, parameters)
 
-    logger.info("running on %s, computing in %s", utils.describe_device(world.device), str(dtype).split(".")[1])
+    logger.info("running on %s, computing in %s", describe_device(world.device), str(dtype).split(".")[1])
     if args.teacher_name and not needs_teacher(args):
         logger.info("no loss uses the teacher %s: it only serves to measure the agreement", args.teacher_name)
     utils.set_seed(args.seed)  # of the student's random weights
     student, teacher = build_models(args, student_cfg, world.device)
     folder = None
     if world.is_master and not args.dry_run:
-        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, state["update"] if state else None)
-    recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
-    distiller = Distiller(recipe, student, teacher, corpus, world, dtype, folder)
-    if args.dry_run:
-        found = dry_run.estimate(distiller, args.dry_run)
-        if world.is_master:
-            print(dry_run.report(found, distiller, args.dump_path))
-        world.close()
-        return utils.EXIT_OK
+        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, state["step"] if state else None)
+    distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)
+    return estimate(distiller, args) if args.dry_run else train(distiller, state, args.dump_path)
+
+
+def estimate(distiller: Distiller, args: argparse.Namespace) -> int:
+    """Says what the run would take. Returns the exit status."""
+    made = dry_run.make_estimate(distiller, args.dry_run)
+    if distiller.world.is_master:
+        print(dry_run.report(made, distiller, args.dump_path))
+    distiller.world.close()
+    return utils.EXIT_OK
+
+
+def train(distiller: Distiller, state: dict | None, dump_path: str) -> int:
+    """Runs from `state` on, or from the start, to the end or to a signal. Returns the exit status."""
     if state:
         distiller.load_state_dict(state)
     start = time.monotonic()
     signal_name = distiller.train()
-    if folder:
-        folder.close()
-    world.close()
+    if distiller.folder:
+        distiller.folder.close()
+    distiller.world.close()
     if signal_name:
-        logger.info("stopped by %s at update %d; with --resume it goes on there", signal_name, distiller.update)
+        logger.info("stopped by %s after step %d; with --resume it continues there", signal_name, distiller.n_done)
         return utils.EXIT_INTERRUPTED
-    logger.info("done in %.0f s: %s holds the model for from_pretrained", time.monotonic() - start, args.dump_path)
+    logger.info("done in %.0f s: %s holds the model for from_pretrained", time.monotonic() - start, dump_path)
     return utils.EXIT_OK
 
 

@@ -1,31 +1,25 @@
-"""Process services: errors, logging, devices and process groups, seeds, git, atomic files, signals.
+"""Services of a process: errors, the command line of a script, logging, seeds, git, atomic files, signals.
 
 Imports no other file of the project.
 """
 
+import argparse
 import contextlib
-import datetime
 import functools
 import glob
 import json
 import logging
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger("distil")
 
@@ -39,6 +33,10 @@ class InputError(ValueError):
     """What the user gave can't be used. The message is one sentence: the thing, what is wrong, the way out."""
 
 
+class RunError(RuntimeError):
+    """The run can't continue. The message is one sentence, shown without a traceback."""
+
+
 def why_not_loaded(name: str, error: Exception) -> str:
     """In a few words, why a hub name or folder could not be loaded."""
     if not Path(name).exists():
@@ -50,46 +48,69 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-class RunError(RuntimeError):
-    """The run can't go on. The message is one sentence, shown without a traceback."""
+# --------------------------------------------------------------------------------------------------------- command line
 
 
-def cli(main: Callable) -> Callable:
-    """Wraps a script's `main(argv)`: expected errors become one line on stderr and an exit status, bugs keep their
-    traceback."""
-
-    @functools.wraps(main)
-    def wrapped(argv: list[str] | None = None) -> int:
-        try:
-            return main(argv) or EXIT_OK
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_BAD_INPUT
-        except RunError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_FAILED
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit doesn't try to flush
-            return EXIT_FAILED
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-            return EXIT_FAILED
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-
-    return wrapped
+def make_parser(description: str, **options) -> argparse.ArgumentParser:
+    """A parser that shows `description`, a script's docstring, as it is written."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,
+    )
 
 
-def setup_logging(is_master: bool = True) -> None:
-    """One line a record on stderr, above a progress bar if there is one; only warnings from the other ranks."""
+def command_line(make_parser: Callable[[], argparse.ArgumentParser]) -> Callable:
+    """Turns a function of parsed flags into a script's `main(argv) -> exit status`.
+
+    Expected errors become one line on stderr and an exit status; bugs keep their traceback.
+    """
+
+    def decorate(run: Callable[[argparse.Namespace], int | None]) -> Callable[[list[str] | None], int]:
+        @functools.wraps(run)
+        def main(argv: list[str] | None = None) -> int:
+            args = make_parser().parse_args(argv)
+            setup_logging()
+            try:
+                return run(args) or EXIT_OK
+            except InputError as error:
+                return _fail(f"error: {error}", EXIT_BAD_INPUT)
+            except RunError as error:
+                return _fail(f"error: {error}", EXIT_FAILED)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit doesn't try to flush
+                return EXIT_FAILED
+            except OSError as error:
+                where = f" ({error.filename})" if error.filename else ""
+                return _fail(f"error: {error.strerror or error}{where}", EXIT_FAILED)
+            except KeyboardInterrupt:
+                return _fail("interrupted", 130)
+
+        return main
+
+    return decorate
+
+
+def _fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+def setup_logging(is_master: bool | None = None) -> None:
+    """One line a record on stderr, above a progress bar if there is one; only warnings from the other processes.
+
+    Args:
+        is_master: None: what the launcher says, if there is one.
+    """
     from tqdm import tqdm
 
     class AboveProgressBar(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             tqdm.write(self.format(record), file=sys.stderr)
 
+    if is_master is None:
+        is_master = os.environ.get("RANK", "0") == "0"
     handler = AboveProgressBar()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
@@ -97,6 +118,14 @@ def setup_logging(is_master: bool = True) -> None:
     logger.setLevel(logging.INFO if is_master else logging.WARNING)
 
 
+def progress_bar(shown: bool = True, **options):
+    """A bar on a terminal, and nothing elsewhere. `options` are tqdm's."""
+    from tqdm import tqdm
+
+    return tqdm(dynamic_ncols=True, disable=None if shown else True, **options)
+
+
+@functools.cache
 def quiet_transformers() -> None:
     """Its load reports, bars and notes on retries repeat what our own messages say."""
     from huggingface_hub.utils import logging as hub_logging
@@ -107,117 +136,13 @@ def quiet_transformers() -> None:
     hub_logging.set_verbosity_error()
 
 
-# ------------------------------------------------------------------------------------------------------------ processes
+def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers, aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-@dataclass(frozen=True)
-class World:
-    """Where this process stands among all that train together, and the device it computes on."""
-
-    device: "torch.device"
-    rank: int = 0
-    local_rank: int = 0
-    size: int = 1
-
-    @property
-    def is_master(self) -> bool:
-        return self.rank == 0
-
-    def all_reduce(self, tensor: "torch.Tensor") -> None:
-        """Sums `tensor` over all processes, in place; between processors if it lies in main memory."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.all_reduce(tensor)
-
-    def share(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays that `make` returns: made by one process of each machine, mapped from a file by the others.
-
-        The file lies in the folder for temporary files (TMPDIR chooses it), and is gone from there on return.
-        """
-        if self.size == 1:
-            return make()
-        import torch.distributed as dist
-
-        folder = None
-        if self.local_rank == 0:
-            made = make()
-            folder = tempfile.mkdtemp(prefix="distil-")
-            try:
-                for name, array in made.items():
-                    np.save(os.path.join(folder, name), array)
-            except OSError as error:
-                shutil.rmtree(folder)
-                raise RunError(f"{folder} has no room for the index of the text ({error}); set TMPDIR.") from None
-        folders: list = [None] * self.size
-        dist.all_gather_object(folders, folder)
-        ours = Path(folders[self.rank - self.local_rank])  # launchers number the processes of a machine in a row
-        arrays = {file.stem: np.load(file, mmap_mode="r") for file in ours.glob("*.npy")}
-        dist.barrier()
-        if folder:
-            shutil.rmtree(folder)  # what is mapped stays readable
-        return arrays
-
-    def close(self) -> None:
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.destroy_process_group()
-
-
-def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
-    """The device of this process, and the process group if a launcher started several.
-
-    Args:
-        n_gpu: number of GPUs over all machines; 0 for the CPU; None for what there is.
-        local_rank: as a launcher of old passes it; `LOCAL_RANK` of the environment comes first.
-    """
-    import torch
-
-    size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
-    rank = int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
-    n_here = torch.cuda.device_count()
-    if n_gpu is None:
-        n_gpu = size if n_here else 0
-    if n_gpu > 0 and n_here == 0:
-        raise InputError(f"--n_gpu {n_gpu}: no GPU can be used on this machine; leave --n_gpu out to run on the CPU.")
-    if n_gpu > 0 and n_gpu != size:
-        raise InputError(
-            f"--n_gpu {n_gpu}: this command was started as {size} process(es), one GPU each; "
-            f"start it with torchrun --nproc_per_node, or leave --n_gpu out."
-        )
-    if n_gpu > 0 and local_rank >= n_here:
-        raise InputError(f"local rank {local_rank}: this machine has only {n_here} GPU(s); lower --nproc_per_node.")
-    device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if size > 1:
-        import torch.distributed as dist
-
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30)
-        )
-    return World(device, rank, local_rank, size)
-
-
-def describe_device(device: "torch.device") -> str:
-    import torch
-
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"GPU {device.index} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
-    return f"CPU ({torch.get_num_threads()} threads): no GPU is used"
-
-
-def has_native_bf16(device: "torch.device") -> bool:
-    """Whether the hardware multiplies bfloat16 matrices itself (elsewhere it is emulated, and slower than float32)."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, so asked for by name
-    return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+# --------------------------------------------------------------------------------------------------- seeds and signals
 
 
 def set_seed(*seed: int) -> None:
@@ -231,7 +156,7 @@ def set_seed(*seed: int) -> None:
 
 
 class StopSignal:
-    """Notes SIGTERM, SIGINT and SIGUSR1 (Slurm's warning) for the training loop to see at the end of an update.
+    """Notes SIGTERM, SIGINT and SIGUSR1 (Slurm's warning) for the training loop to see at the end of a step.
 
     A second SIGINT stops at once, for a person at the keyboard.
     """
@@ -252,7 +177,7 @@ class StopSignal:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
         at_once = "; again to stop at once, without saving" if number == signal.SIGINT else ""
-        os.write(2, f"\n{self.name}: finishing this update, then saving{at_once}\n".encode())  # safe in a handler
+        os.write(2, f"\n{self.name}: finishing this step, then saving{at_once}\n".encode())  # safe in a handler
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -310,10 +235,11 @@ def expand_globs(names: list[str]) -> list[str]:
     """
     paths: list[str] = []
     for name in map(str, names):
-        found = [name] if os.path.exists(name) or not glob.has_magic(name) else sorted(glob.glob(name, recursive=True))
-        if not found:
+        is_path = os.path.exists(name) or not glob.has_magic(name)
+        matches = [name] if is_path else sorted(glob.glob(name, recursive=True))
+        if not matches:
             raise InputError(f"no file matches {name}.")
-        paths += found
+        paths += matches
     twice = [path for path, n in Counter(map(os.path.realpath, paths)).items() if n > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice.")
@@ -326,18 +252,18 @@ def write_json(path: str | Path, value: object) -> None:
         file.write("\n")
 
 
-def git_log(folder: str | Path) -> dict:
+def git_log(folder: str | Path) -> dict[str, str | bool | None]:
     """Which code this is: commit, branch and whether the files differ from it; what can't be told is None."""
-    found = {"repo_sha": None, "repo_branch": None, "repo_dirty": None}
+    state: dict[str, str | bool | None] = {"repo_sha": None, "repo_branch": None, "repo_dirty": None}
     try:
         import git
 
         repository = git.Repo(folder, search_parent_directories=True)
-        found["repo_dirty"] = repository.is_dirty()
-        found["repo_sha"] = repository.head.commit.hexsha
-        found["repo_branch"] = None if repository.head.is_detached else repository.active_branch.name
+        state["repo_dirty"] = repository.is_dirty()
+        state["repo_sha"] = repository.head.commit.hexsha
+        state["repo_branch"] = None if repository.head.is_detached else repository.active_branch.name
     except ImportError as error:  # gitpython asks for the git program as soon as it is imported
         warnings.warn(f"git is not installed, so git_log.json stays empty ({error.__class__.__name__})", stacklevel=2)
     except (git.GitError, ValueError) as error:  # a copy without .git; a repository without commits
         logger.info("no git commit to note in git_log.json: %s", error or "not a git repository")
-    return found
+    return state

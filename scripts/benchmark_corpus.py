@@ -28,11 +28,12 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import utils
-from corpus import open_corpus
-from dataset import open_token_file, token_dtype, write_token_file
+from corpus.files import open_corpus
+from corpus.token_writer import write_token_file
+from corpus.tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
+from dataset import open_token_file, token_dtype
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
 from utils import InputError, logger
 
 BATCH = 1024  # lines given to the library's batch encoding
@@ -40,10 +41,8 @@ SAMPLE_BYTES = 40_000_000  # of the text, for the rates
 N_TOUCHED = 1000
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument("--file_path", default="data/dump.txt", help="text, one sequence a line (%(default)s)")
     parser.add_argument("--tokenizer_name", "--bert_tokenizer", default="bert-base-uncased", help="(%(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="of each rate; the median counts (%(default)s)")
@@ -53,7 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--open_sequences", type=int, default=300_000, help="of the file to open (%(default)s)")
     parser.add_argument("--set_up_sequences", type=int, default=1_000_000, help="of the file to index (%(default)s)")
     parser.add_argument("--work_dir", default="work", help="for temporary files (%(default)s)")
-    return parser.parse_args(argv)
+    return parser
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring
@@ -82,7 +81,7 @@ class Table:
     """Rows of a Markdown table, printed as they come."""
 
     def __init__(self) -> None:
-        print("| what | before | here | ratio |\n|---|---:|---:|---:|")
+        print(utils.markdown_table(["what", "before", "here", "ratio"], []))
 
     def row(self, what: str, before: str, here: str, ratio: str) -> None:
         print(f"| {what} | {before} | {here} | {ratio} |", flush=True)
@@ -124,7 +123,7 @@ def benchmark_tokenizing(table: Table, args: argparse.Namespace, folder: Path) -
             gc.collect()
             n_bytes = sum(len(line.encode()) + 1 for line in given)
             rates[name].append(n_bytes / 1e6 / seconds(way))
-    rate = {name: statistics.median(found) for name, found in rates.items()}
+    rate = {name: statistics.median(of_turns) for name, of_turns in rates.items()}
     for name, what in (
         ("one call a line", "tokenizing, against one `encode` a line"),
         ("encode_batch", "tokenizing, against the library's `encode_batch`"),
@@ -168,7 +167,7 @@ def write_both(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     sequences = [sample[i % len(sample)].copy() for i in range(args.open_sequences)]
     with open(old, "wb") as file:
         pickle.dump(sequences, file, protocol=pickle.HIGHEST_PROTOCOL)
-    with write_token_file(ours, sample.tokenizer) as writer:
+    with write_token_file(ours, sample.made_by) as writer:
         writer.append(np.concatenate(sequences), np.array([len(sequence) for sequence in sequences]))
     return old, ours
 
@@ -232,11 +231,11 @@ def benchmark_opening_and_counting(table: Table, args: argparse.Namespace, folde
 # --------------------------------------------------------------------------------------------------------------- set-up
 
 
-def write_synthetic(path: Path, n_sequences: int, tokenizer: dict) -> None:
+def write_synthetic(path: Path, n_sequences: int, made_by: dict) -> None:
     """Sequences of 12 to 108 random ids."""
     generator = np.random.default_rng(0)
-    ids, voc_size = tokenizer["special_ids"], tokenizer["vocab_size"]
-    with write_token_file(path, tokenizer) as writer:
+    ids, voc_size = made_by["special_ids"], made_by["vocab_size"]
+    with write_token_file(path, made_by) as writer:
         while writer.n_sequences < n_sequences:
             lengths = generator.integers(12, 109, min(1 << 18, n_sequences - writer.n_sequences))
             tokens = generator.integers(voc_size // 2, voc_size, lengths.sum(), dtype=token_dtype(voc_size))
@@ -248,7 +247,7 @@ def write_synthetic(path: Path, n_sequences: int, tokenizer: dict) -> None:
 def set_up(path: Path) -> dict[str, float]:
     corpus = open_corpus([path])
     before, start = memory("VmRSS"), time.perf_counter()
-    dataset = LmSeqsDataset(corpus, corpus.tokenizer["special_ids"], 512)
+    dataset = LmSeqsDataset(corpus, corpus.made_by["special_ids"], 512)
     indexed = time.perf_counter()
     sampler = GroupedBatchSampler(dataset.lengths, batch_size=5)
     ready = time.perf_counter()
@@ -265,19 +264,16 @@ def set_up(path: Path) -> dict[str, float]:
 def benchmark_set_up(table: Table, args: argparse.Namespace, folder: Path) -> None:
     path = folder / "synthetic.pickle"
     write_synthetic(path, args.set_up_sequences, describe_tokenizer(load_tokenizer(args.tokenizer_name)))
-    found = alone(set_up, path)
+    taken = alone(set_up, path)
     n = f"{args.set_up_sequences:,} sequences"
-    table.row(f"indexing {n}, {path.stat().st_size / 1e9:.1f} GB", "", f"{found['index']:.1f} s", "")
-    table.row("their first order, and that of another epoch", "", f"{found['order']:.1f} s, {found['epoch']:.1f} s", "")
-    table.row("memory a sequence: peak, kept", "", f"{found['peak']:.1f} B, {found['kept']:.1f} B", "")
+    table.row(f"indexing {n}, {path.stat().st_size / 1e9:.1f} GB", "", f"{taken['index']:.1f} s", "")
+    table.row("their first order, and that of another epoch", "", f"{taken['order']:.1f} s, {taken['epoch']:.1f} s", "")
+    table.row("memory a sequence: peak, kept", "", f"{taken['peak']:.1f} B, {taken['kept']:.1f} B", "")
     path.unlink()
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    utils.setup_logging()
-    utils.quiet_transformers()
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
     if not Path(args.file_path).is_file():
         raise InputError(f"--file_path {args.file_path} does not exist; scripts/make_dump.py makes a text.")
     logger.setLevel("WARNING")  # the scripts that are called need not say what they do

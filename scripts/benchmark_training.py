@@ -1,14 +1,14 @@
-"""Times an update of train.py against the straightforward computation, side by side in one process.
+"""Times a step of train.py against the straightforward computation, side by side in one process.
 
     python scripts/benchmark_training.py --cases batch_5 large small --rounds 3
 
 The straightforward way: one padded batch at a time, logits of every position from both models, those of real tokens
 picked out of them, a mean per batch, every metric read at once. It takes the same sequences through the same models.
 Lengths are log-normal, 116 tokens on average as in Wikipedia, and at most 512; weights are random, which the time does
-not depend on. Tokens are real ones: padding does not count. Memory is the peak of an update above what stands before it
+not depend on. Tokens are real ones: padding does not count. Memory is the peak of a step above what stands before it
 (weights and the optimizer's state).
 
-With --techniques, also an update without each of the techniques that make ours fast.
+With --techniques, also a step without each of the techniques that make ours fast.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,15 +28,16 @@ from transformers import BertConfig, BertForMaskedLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-import vocabulary_loss
-from distiller import Corpus, Counts, Distiller
+from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
-from memory import PeakAbove
-from micro_batches import Masking, MicroBatch, MicroBatches, Windows, prepare_batch_mlm
-from models import LanguageModel, build_student, half_depth_config
-from recipe import Recipe
-from train import default_tokens_per_pass
-from utils import World
+from models.families import LanguageModel
+from models.student import build_student, half_depth_config
+from train import default_tokens_per_micro_batch
+from training import vocabulary_loss
+from training.batches import Batch, Batches, Masking, RunData, StepCounts, Steps, prepare_batch_mlm
+from training.distributed import World, describe_device, has_native_bf16, init_world
+from training.memory import PeakAbove
+from training.recipe import Recipe
 
 MASK, PAD = 103, 0
 VOC_SIZE = 30522
@@ -45,11 +45,11 @@ VOC_SIZE = 30522
 
 @dataclass(frozen=True)
 class Case:
-    """How large the models are, and how many sequences an update takes.
+    """How large the models are, and how many sequences a step takes.
 
     Attributes:
-        batch_size: sequences a batch of the straightforward way, and of ours before they are sorted into passes.
-        batches: of an update.
+        batch_size: sequences a batch of the straightforward way, and of ours before they are cut into micro-batches.
+        batches: of a step.
         grouped: whether the sequences of a batch are of similar length.
         tokens_per_batch: ours are cut by this budget instead, from the same sequences.
     """
@@ -77,14 +77,14 @@ CASES = {
 
 
 class Straightforward:
-    """An update as one would write it down first."""
+    """A step as one would write it down first."""
 
     def __init__(self, student, teacher, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
         self.student, self.teacher, self.recipe = student, teacher, recipe
         self.device, self.dtype = device, dtype
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6)
 
-    def update(self, batches: list[MicroBatch]) -> None:
+    def step(self, batches: list[Batch]) -> None:
         self.student.train()
         for batch in batches:
             (self.losses(batch.to(self.device)) / len(batches)).backward()
@@ -92,11 +92,11 @@ class Straightforward:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def losses(self, batch: MicroBatch) -> torch.Tensor:
+    def losses(self, batch: Batch) -> torch.Tensor:
         recipe, ids, temperature = self.recipe, batch.input_ids, self.recipe.temperature
         mask = torch.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.long()
         labels = torch.full_like(ids, -100).flatten()
-        labels[batch.head_rows[: len(batch.labels)]] = batch.labels
+        labels[batch.head_positions[: len(batch.labels)]] = batch.labels
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             s = self.student(ids, attention_mask=mask, output_hidden_states=True)
             with torch.no_grad():
@@ -124,13 +124,12 @@ class Ours:
     """The very Distiller of train.py."""
 
     def __init__(self, student, teacher, recipe: Recipe, world: World, dtype: torch.dtype) -> None:
-        corpus = Corpus(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, PAD, None)
+        data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, PAD, None)
         student, teacher = LanguageModel(student), LanguageModel(teacher)
-        self.distiller = Distiller(recipe, student, teacher, corpus, world, dtype, None)
-        self.distiller.progress = SimpleNamespace(update=lambda n: None)
+        self.distiller = Distiller(recipe, student, teacher, data, world, dtype, None)
 
-    def update(self, window: list[MicroBatch]) -> None:
-        self.distiller.optimize(window, Counts.of(window, stop=False))
+    def step(self, micro_batches: list[Batch]) -> None:
+        self.distiller.step(micro_batches, StepCounts.of(micro_batches))
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -142,7 +141,7 @@ def draw_sequences(n: int, generator: np.random.Generator) -> list[np.ndarray]:
     return [generator.integers(1000, VOC_SIZE, length) for length in lengths]
 
 
-def straightforward_batches(case: Case, sequences: list[np.ndarray], masking: Masking) -> list[MicroBatch]:
+def straightforward_batches(case: Case, sequences: list[np.ndarray], masking: Masking) -> list[Batch]:
     if case.grouped:
         sequences = sorted(sequences, key=len)
     parts = [sequences[start : start + case.batch_size] for start in range(0, len(sequences), case.batch_size)]
@@ -150,12 +149,12 @@ def straightforward_batches(case: Case, sequences: list[np.ndarray], masking: Ma
     return [prepare_batch_mlm(part, PAD, masking, generator, head_on_all_tokens=True) for part in parts]
 
 
-def our_window(case: Case, sequences: list[np.ndarray], masking: Masking, tokens_per_pass: int) -> list[MicroBatch]:
+def our_micro_batches(case: Case, sequences: list[np.ndarray], masking: Masking, tokens: int) -> list[Batch]:
     lengths = np.array([len(sequence) for sequence in sequences])
     size = None if case.tokens_per_batch else case.batch_size
     sampler = GroupedBatchSampler(lengths, size, case.tokens_per_batch)
-    batches = MicroBatches(sequences, sampler, (0, 0), masking, PAD, head_on_all_tokens=True)
-    return Windows(batches, tokens_per_pass)[range(len(sampler))]
+    batches = Batches(sequences, sampler, (0, 0), masking, PAD, head_on_all_tokens=True)
+    return Steps(batches, tokens)[range(len(sampler))]
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -174,11 +173,11 @@ def changed(module, **values) -> Iterator[None]:
 
 @dataclass
 class Variant:
-    """One way to compute an update: what makes it ready, and what is timed."""
+    """One way to compute a step: what makes it ready, and what is timed."""
 
     name: str
     make: Callable[[], object]
-    batches: Callable[[], list[MicroBatch]]
+    batches: Callable[[], list[Batch]]
     constants: dict
 
 
@@ -188,8 +187,8 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
     for variant in variants:
         with changed(vocabulary_loss, **variant.constants):
             way = ways[variant.name] = variant.make()
-            way.update(variant.batches())  # the optimizer's state, and warm-up
-            way.update(variant.batches())
+            way.step(variant.batches())  # the optimizer's state, and warm-up
+            way.step(variant.batches())
     seconds = {variant.name: [] for variant in variants}
     memory = dict.fromkeys(seconds, 0)
     for done in range(rounds + 1):
@@ -197,12 +196,12 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
             batches = variant.batches
             with changed(vocabulary_loss, **variant.constants):
                 if done == rounds:
-                    with PeakAbove(device) as step:
-                        ways[variant.name].update(batches())
-                    memory[variant.name] = step.bytes
+                    with PeakAbove(device) as peak:
+                        ways[variant.name].step(batches())
+                    memory[variant.name] = peak.bytes
                     continue
                 start = time.perf_counter()
-                ways[variant.name].update(batches())
+                ways[variant.name].step(batches())
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds[variant.name].append(time.perf_counter() - start)
@@ -235,8 +234,8 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     def ours(recipe: Recipe = recipe) -> Ours:
         return Ours(student(), teacher, recipe, world, dtype)
 
-    def window(tokens_per_pass: int = default_tokens_per_pass(device)) -> list[MicroBatch]:
-        return our_window(case, sequences, masking, tokens_per_pass)
+    def micro_batches(tokens: int = default_tokens_per_micro_batch(device)) -> list[Batch]:
+        return our_micro_batches(case, sequences, masking, tokens)
 
     variants = [
         Variant(
@@ -245,53 +244,64 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
             lambda: straightforward_batches(case, sequences, masking),
             {},
         ),
-        Variant("ours", ours, window, {}),
+        Variant("ours", ours, micro_batches, {}),
     ]
     if args.techniques:
         variants += [
-            Variant("ours, micro-batches as they are", ours, lambda: window(0), {}),
-            Variant("ours, vocabulary not padded to 8", ours, window, {"ALIGNMENT": 1}),
-            Variant("ours, logits in one chunk", ours, window, {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20)}),
+            Variant("ours, a batch at a time", ours, lambda: micro_batches(0), {}),
+            Variant("ours, vocabulary not padded to 8", ours, micro_batches, {"ALIGNMENT": 1}),
+            Variant(
+                "ours, logits in one chunk",
+                ours,
+                micro_batches,
+                {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20)},
+            ),
         ]
     if args.compile:
-        variants.append(Variant("ours, compiled", lambda: ours(replace(recipe, compile=True)), window, {}))
+        variants.append(Variant("ours, compiled", lambda: ours(replace(recipe, compile=True)), micro_batches, {}))
     results = measure(variants, args.rounds, device)
     work = Ours(student(), teacher, recipe, world, dtype).distiller
-    flops = work.flops(Counts.of(window(), stop=False))
-    print(f"\n{case.title}; {tokens:,} tokens an update, {str(dtype).split('.')[1]}, {utils.describe_device(device)}\n")
-    print("| | s an update | tokens/s | TFLOP/s | faster | memory | less |\n|---|---:|---:|---:|---:|---:|---:|")
+    flops = work.flops(StepCounts.of(micro_batches()))
+    print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")
     base_seconds, base_memory = results["straightforward"]
+    rows = []
     for name, (seconds, memory) in results.items():
         middle = statistics.median(seconds)
         faster = statistics.median(b / s for b, s in zip(base_seconds, seconds, strict=True))
-        print(
-            f"| {name} | {middle:.3f} ({min(seconds):.3f} to {max(seconds):.3f}) | {tokens / middle:,.0f} "
-            f"| {flops / middle / 1e12:.3f} | {faster:.2f}x "
-            f"| {memory / 2**20:,.0f} MiB | {base_memory / memory:.2f}x |",
-            flush=True,
+        rows.append(
+            [
+                name,
+                f"{middle:.3f} ({min(seconds):.3f} to {max(seconds):.3f})",
+                f"{tokens / middle:,.0f}",
+                f"{flops / middle / 1e12:.3f}",
+                f"{faster:.2f}x",
+                f"{memory / 2**20:,.0f} MiB",
+                f"{base_memory / memory:.2f}x",
+            ]
         )
+    header = ["", "s a step", "tokens/s", "TFLOP/s", "faster", "memory", "less"]
+    print(utils.markdown_table(header, rows), flush=True)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: batch_5, large and small; on a GPU gpu_...")
-    parser.add_argument("--rounds", type=int, default=3, help="updates of each way, in turns (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each way, in turns (%(default)s)")
     parser.add_argument("--techniques", action="store_true", help="also ours without each of its techniques")
     parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--bf16", action="store_true", help="default where it is native")
     precision.add_argument("--fp32", action="store_true", help="default elsewhere")
     parser.add_argument("--n_gpu", type=int, help="0 for the CPU (default: what there is)")
-    return parser.parse_args(argv)
+    return parser
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
     if args.rounds < 1:
         raise utils.InputError(f"--rounds {args.rounds}: it must be 1 or more.")
-    world = utils.init_world(args.n_gpu)
-    bf16 = args.bf16 or (not args.fp32 and utils.has_native_bf16(world.device))
+    world = init_world(args.n_gpu)
+    bf16 = args.bf16 or (not args.fp32 and has_native_bf16(world.device))
     default = ["batch_5", "large", "small"] if world.device.type == "cpu" else ["gpu_batch_5", "gpu_large", "small"]
     for name in args.cases or default:
         run_case(CASES[name], args, world, torch.bfloat16 if bf16 else torch.float32)

@@ -5,9 +5,9 @@
 
 writes data/binarized_text.bert-base-uncased.pickle. The text streams through, so memory does not grow with it: one file
 or many (`--file_path 'wiki/*.txt.gz' books.txt`), or standard input (`--file_path -`). If it was interrupted, by a full
-disk or the end of a job, the same command with --resume goes on and ends in the same bytes.
+disk or the end of a job, the same command with --resume continues and ends in the same bytes.
 
-Several processes share the text between them and write a shard each: started by torchrun, or each with a number, as a
+Several processes divide the text between them and write a shard each: started by torchrun, or each with a number, as a
 job array gives it (`--shard_id $SLURM_ARRAY_TASK_ID --num_shards 16`). train.py takes the shards as they are
 (`--data_file 'data/binarized_text.*-of-00016.pickle'`); scripts/merge_data.py joins them.
 """
@@ -22,30 +22,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus import shard_name
-from dataset import TokenFileWriter, is_unfinished, partial_folder, write_token_file
-from text_reader import STDIN, Block, TextReader, spans_of
-from tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
+from corpus.files import shard_name
+from corpus.text_reader import STDIN, Block, TextReader, spans_of
+from corpus.token_writer import TokenFileWriter, is_unfinished, write_token_file
+from corpus.tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
+from dataset import partial_folder
 from utils import InputError, logger
 
 CHECKPOINT_SECONDS = 5  # of work that a kill can cost
 REPORT_SECONDS = 60  # between lines of the log, where there is no terminal for a progress bar
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument(
         "--file_path",
         nargs="+",
         default=["data/dump.txt"],
-        help="text files or globs, also packed with gzip, bzip2 or xz; -: standard input (default: data/dump.txt)",
+        help="text files or globs, also compressed with gzip, bzip2 or xz; -: standard input (default: data/dump.txt)",
     )
     parser.add_argument(
         "--tokenizer_name", "--bert_tokenizer", default="bert-base-uncased", help="hub name or folder (%(default)s)"
@@ -55,7 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--dump_file", default="data/binarized_text", help="beginning of the output's name (%(default)s)"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on where an earlier run was interrupted; do nothing if it was not"
+        "--resume", action="store_true", help="continue where an earlier run was interrupted; do nothing if it was not"
     )
     parser.add_argument(
         "--encoding_errors",
@@ -63,13 +61,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="replace",
         help="a line that is not UTF-8 is mended, with a warning, or ends the program (%(default)s)",
     )
-    parser.add_argument("--num_shards", type=int, help="processes that share the text (default: as torchrun says)")
+    parser.add_argument("--num_shards", type=int, help="processes that divide the text (default: as torchrun says)")
     parser.add_argument("--shard_id", type=int, help="number of this one, from 0 (default: as torchrun says)")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by launchers")
-    return parser.parse_args(argv)
+    return parser
 
 
-def share_of(args: argparse.Namespace) -> tuple[int, int]:
+def shard_of(args: argparse.Namespace) -> tuple[int, int]:
     """(number of this shard, number of shards), by the flags or by the launcher."""
     if (args.num_shards is None) != (args.shard_id is None):
         raise InputError("--num_shards and --shard_id go together: give both or none.")
@@ -101,7 +99,7 @@ def files_of(names: list[str]) -> list[str]:
 
 
 def identity_of(paths: list[str], shard: tuple[int, int]) -> dict:
-    """What must be the same for an interrupted run to go on."""
+    """What must be the same for an interrupted run to continue."""
     stats = {path: os.stat(path) for path in paths if path != STDIN}
     return {
         "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
@@ -133,9 +131,7 @@ class Progress:
     """A bar on a terminal; elsewhere a line of the log now and then."""
 
     def __init__(self, title: str, done: int, shown: bool) -> None:
-        self.bar = tqdm(
-            desc=title, initial=done, unit="B", unit_scale=True, dynamic_ncols=True, disable=None if shown else True
-        )
+        self.bar = utils.progress_bar(shown, desc=title, initial=done, unit="B", unit_scale=True)
         self.done, self.start, self.last = done, (done, time.monotonic()), time.monotonic()
 
     def update(self, block: Block, n_tokens: int) -> None:
@@ -149,20 +145,20 @@ class Progress:
             rate = (self.done - self.start[0]) / (now - self.start[1])
             left = "an unknown time"
             if block.total_bytes:
-                left = tqdm.format_interval(max(0, block.total_bytes - self.done) / rate)
+                left = self.bar.format_interval(max(0, block.total_bytes - self.done) / rate)
             logger.info(
                 "%.0f MB of text, %.1f M tokens, %.1f MB/s; %s left", self.done / 1e6, n_tokens / 1e6, rate / 1e6, left
             )
 
 
 def binarize(writer: TokenFileWriter, reader: TextReader, encode: LineEncoder, identity: dict, shown: bool) -> None:
-    """Reads, encodes and writes from where the writer is to go on, with checkpoints."""
+    """Reads, encodes and writes from where the writer is to continue, with checkpoints."""
     position, done = None, 0
     if writer.progress:
         if writer.progress["identity"] != identity:
             raise InputError("--resume: the text or its shards are not what they were; leave out --resume.")
         position, done = tuple(writer.progress["position"]), writer.progress["bytes"]
-        logger.info("going on after %.1f MB of text, %s tokens", done / 1e6, f"{writer.n_tokens:,}")
+        logger.info("continuing after %.1f MB of text, %s tokens", done / 1e6, f"{writer.n_tokens:,}")
     progress = Progress(Path(reader.spans[0].path).name, done, shown)
     last = time.monotonic()
     with progress.bar:
@@ -174,16 +170,14 @@ def binarize(writer: TokenFileWriter, reader: TextReader, encode: LineEncoder, i
                 last = time.monotonic()
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    shard_id, num_shards = share_of(args)
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
+    shard_id, num_shards = shard_of(args)
     is_master = args.num_shards is not None or shard_id == 0  # jobs of an array have a log of their own each
     utils.setup_logging(is_master)
-    utils.quiet_transformers()
     paths = files_of(args.file_path)
     if paths == [STDIN] and (num_shards > 1 or args.resume):
-        raise InputError("--file_path -: standard input can neither be shared by shards nor resumed; give a file.")
+        raise InputError("--file_path -: standard input can neither be divided into shards nor resumed; give a file.")
     target = f"{args.dump_file}.{tokenizer_short_name(args.tokenizer_name)}.pickle"
     if num_shards > 1:
         target = shard_name(target, shard_id, num_shards)

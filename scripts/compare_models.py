@@ -18,19 +18,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import evaluation
 import utils
-from corpus import open_corpus
-from models import LanguageModel, load_language_model, max_length
-from tokenization import load_tokenizer
-from train import choose_dtype
-from utils import InputError, World, logger
+from corpus.files import open_corpus
+from corpus.tokenization import load_tokenizer
+from evaluation import held_out
+from models.families import LanguageModel, max_length
+from models.loading import load_language_model
+from training.distributed import World, add_precision_flags, choose_dtype, describe_device, init_world
+from utils import InputError, logger
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument("--teacher", required=True, help="hub name or folder")
     parser.add_argument(
         "--models", nargs="+", required=True, help="the others: hub names or folders, such as a dump_path"
@@ -40,17 +39,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--valid_share", type=float, default=0.01, help="as of train.py (%(default)s)")
     parser.add_argument("--tokenizer_name", help="default: the teacher's")
     parser.add_argument("--turns", type=int, default=5, help="of the time measurement (%(default)s)")
-    precision = parser.add_mutually_exclusive_group()
-    for name in ("bf16", "fp16", "fp32"):
-        precision.add_argument(f"--{name}", action="store_true", help="as of train.py")
+    add_precision_flags(parser)
     parser.add_argument("--n_gpu", type=int, help="0 for the CPU (default: what there is)")
     parser.add_argument("--output", help="file to write the table to as well (Markdown)")
-    return parser.parse_args(argv)
+    return parser
 
 
 @torch.no_grad()
-def seconds_of_pass(model: LanguageModel, batches: list, world: World, dtype: torch.dtype) -> float:
-    """One forward pass with logits for all tokens, as a user of the model would run it."""
+def seconds_of_forward(model: LanguageModel, batches: list, world: World, dtype: torch.dtype) -> float:
+    """Forward through all batches, with logits for all tokens, as a user of the model would run it."""
     model.eval()
     start = time.perf_counter()
     with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
@@ -69,28 +66,29 @@ def size_on_disk(name: str) -> int | None:
 
 def table(rows: list[dict]) -> str:
     """Markdown; the first row is the teacher's, which the others' ratios refer to."""
-    lines = [
-        "| model | layers | parameters (M) | on disk (MB) | held-out loss | top-1 as teacher | tokens/s | speed-up |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    header = ["model", "layers", "parameters (M)", "on disk (MB)", "held-out loss", "top-1 as teacher", "tokens/s",
+              "speed-up"]  # fmt: skip
+    cells = [
+        [
+            row["name"],
+            str(row["layers"]),
+            f"{row['parameters'] / 1e6:.1f} ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)",
+            f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "?",
+            f"{row['loss']:.3f}",
+            f"{100 * row['agreement']:.1f} %",
+            f"{row['speed']:,.0f}",
+            f"{row['speed'] / rows[0]['speed']:.2f}x",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        disk = f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "?"
-        share = f" ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)"
-        lines.append(
-            f"| {row['name']} | {row['layers']} | {row['parameters'] / 1e6:.1f}{share} | {disk} | {row['loss']:.3f} | "
-            f"{100 * row['agreement']:.1f} % | {row['speed']:,.0f} | {row['speed'] / rows[0]['speed']:.2f}x |"
-        )
-    return "\n".join(lines)
+    return utils.markdown_table(header, cells)
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    utils.setup_logging()
-    utils.quiet_transformers()
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
     if bool(args.data_file) == bool(args.valid_data_file):
         raise InputError("give one of --data_file and --valid_data_file.")
-    world = utils.init_world(args.n_gpu)
+    world = init_world(args.n_gpu)
     dtype = choose_dtype(args, world.device)
     tokenizer = load_tokenizer(args.tokenizer_name or args.teacher)
     names = [args.teacher, *args.models]
@@ -100,15 +98,15 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{name} does not share the teacher's vocabulary.")
     corpus = open_corpus(args.valid_data_file or args.data_file, tokenizer)
     corpus.verify()
-    held_out = None if args.valid_data_file else evaluation.held_out_sequences(len(corpus), args.valid_share)
+    chosen = None if args.valid_data_file else held_out.held_out_sequences(len(corpus), args.valid_share)
     causal = models[0].family.causal
     length = min(tokenizer.model_max_length, *(max_length(model.model.config) for model in models))
-    batches = evaluation.held_out_batches(corpus, tokenizer, length, causal, held_out)
+    batches = held_out.held_out_batches(corpus, tokenizer, length, causal, chosen)
 
-    logger.info("evaluating on %s in %s", utils.describe_device(world.device), str(dtype).split(".")[1])
+    logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
     for name, model in zip(names, models, strict=True):
-        metrics = evaluation.evaluate(model, models[0], batches, world, dtype)
+        metrics = held_out.evaluate(model, models[0], batches, world, dtype)
         rows.append(
             {
                 "name": Path(name).name,
@@ -120,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
             }
         )
     prepared = [batches[j].to(world.device) for j in range(len(batches))]
-    turns = [[seconds_of_pass(model, prepared, world, dtype) for model in models] for _ in range(args.turns + 1)]
+    turns = [[seconds_of_forward(model, prepared, world, dtype) for model in models] for _ in range(args.turns + 1)]
     for row, seconds in zip(rows, zip(*turns[1:], strict=True), strict=True):  # the first turn is the warm-up
         row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
     print(table(rows))

@@ -7,7 +7,7 @@ Whatever is given, it verifies checksums, and looks at lengths, duplicates, unkn
 train.py would split and drop. With the tokenizer it shows some of the text, plain and masked; with the teacher, it also
 measures the teacher's loss on a sample, which exposes a wrong tokenizer, and says what a run needs of memory and disk.
 
-The exit status is 0 if the corpus is fit to train on, 1 if a problem was found, 2 if it can't be read.
+The exit status is 0 if the corpus is fit to train on, 1 if a problem was statistics, 2 if it can't be read.
 """
 
 import argparse
@@ -22,23 +22,21 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus import TokenCorpus, open_corpus
-from corpus_statistics import CorpusStatistics, survey
-from counts import load_token_counts
+from corpus.files import TokenCorpus, open_corpus
+from corpus.statistics import CorpusStatistics, survey
+from corpus.token_counts import load_token_counts
+from corpus.tokenization import describe_tokenizer, load_tokenizer
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import MAX_UNKNOWN, MIN_LENGTH, LmSeqsDataset
-from tokenization import describe_tokenizer, load_tokenizer
+from training.recipe import Recipe
 
 N_SAMPLE = 200  # sequences that the teacher reads
-BATCH_SIZE, ACCUMULATION, N_EPOCH = 5, 50, 3  # train.py's defaults
 WORTH_MENTIONING = 0.01  # share of the sequences
 SHARED, OWN = 18, 5  # bytes a sequence: index and sorted order of all processes of a machine; each one's order
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument("--data_file", nargs="+", required=True, help="binarized files or globs")
     parser.add_argument("--tokenizer_name", "--bert_tokenizer", help="hub name or folder (default: the teacher's)")
     parser.add_argument("--teacher_name", "--bert_model", help="hub name or folder")
@@ -47,7 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--n_examples", type=int, default=3, help="sequences to show (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of examples (%(default)s)")
     parser.add_argument("--plot", help="PNG, PDF or SVG to draw lengths and frequencies to")
-    return parser.parse_args(argv)
+    return parser
 
 
 class Report:
@@ -92,8 +90,8 @@ def size(n_bytes: float) -> str:
 def report_files(report: Report, corpus: TokenCorpus) -> None:
     report.section("Files")
     for file in corpus.files:
-        made_by = f"tokenizer {file.tokenizer['tokenizer']}, checksum intact" if file.tokenizer else "of another tool"
-        report.line(file.path.name, size(file.path.stat().st_size), made_by)
+        origin = f"tokenizer {file.made_by['tokenizer']}, checksum intact" if file.made_by else "of another tool"
+        report.line(file.path.name, size(file.path.stat().st_size), origin)
     if not corpus.on_disk:
         report.notes.append(
             "a pickle of another tool has no checksum, and every process loads it whole: scripts/merge_data.py "
@@ -101,17 +99,17 @@ def report_files(report: Report, corpus: TokenCorpus) -> None:
         )
 
 
-def report_sequences(report: Report, found: CorpusStatistics) -> None:
-    lengths, n = found.lengths, len(found.lengths)
-    n_duplicates = n - found.distinct
+def report_sequences(report: Report, statistics: CorpusStatistics) -> None:
+    lengths, n = statistics.lengths, len(statistics.lengths)
+    n_duplicates = n - statistics.distinct
     report.section("Sequences")
     report.line("sequences", n)
-    report.line("tokens", int(found.counts.sum()))
+    report.line("tokens", int(statistics.counts.sum()))
     shown = np.percentile(lengths, (0, 5, 50, 95, 100)).astype(int)
     report.line(
         "length", f"{lengths.mean():.1f} on average", "min {}, 5 % {}, median {}, 95 % {}, max {}".format(*shown)
     )
-    number, times = found.most_repeated
+    number, times = statistics.most_repeated
     report.line("duplicates", n_duplicates, f"{percent(n_duplicates, n)}; number {number} occurs {times:,} times")
     print_histogram(lengths)
     if n_duplicates > WORTH_MENTIONING * n:
@@ -139,25 +137,26 @@ def print_histogram(lengths: np.ndarray, rows: int = 12, width: int = 60) -> Non
         print(f"{low:>7} to {high - 1:<7} {count:>12,} {bar}")
 
 
-def report_tokens(report: Report, found: CorpusStatistics, description: dict, tokenizer) -> None:
+def report_tokens(report: Report, statistics: CorpusStatistics, description: dict, tokenizer) -> None:
     report.section("Tokens")
-    counts, n_tokens = found.counts, int(found.counts.sum())
+    counts, n_tokens = statistics.counts, int(statistics.counts.sum())
     report.line(
         "vocabulary", description["vocab_size"], f"{(counts > 0).sum():,} entries occur, largest id {len(counts) - 1:,}"
     )
-    unknown = float(found.unknown @ found.lengths)
+    unknown = float(statistics.unknown @ statistics.lengths)
     report.line("unknown", f"{unknown:,.0f}", percent(unknown, n_tokens))
-    report.line("boundaries missing", len(found.misplaced), "sequences that do not begin and end as they should")
+    report.line("boundaries missing", len(statistics.misplaced), "sequences that do not begin and end as they should")
     if tokenizer:
         frequent = tokenizer.convert_ids_to_tokens(np.argsort(-counts)[:12].tolist())
         report.line("most frequent", " ".join(map(str, frequent)))
     if len(counts) > description["vocab_size"]:
         report.problems.append(f"ids run up to {len(counts) - 1:,}, beyond the vocabulary: made with another tokenizer")
-    if len(found.misplaced):
+    if len(statistics.misplaced):
         report.problems.append(
-            f"{len(found.misplaced):,} sequences, the first is number {found.misplaced[0]}, lack their boundary tokens"
+            f"{len(statistics.misplaced):,} sequences, the first is number {statistics.misplaced[0]}, lack their "
+            f"boundary tokens"
         )
-    for name, count in found.special_inside.items():
+    for name, count in statistics.special_inside.items():
         report.notes.append(f"the special token {name} stands {count:,} times inside the text")
     if unknown > WORTH_MENTIONING * n_tokens:
         report.notes.append(
@@ -165,34 +164,34 @@ def report_tokens(report: Report, found: CorpusStatistics, description: dict, to
         )
 
 
-def check_counts(report: Report, path: str, found: CorpusStatistics, vocab_size: int) -> None:
+def check_counts(report: Report, path: str, statistics: CorpusStatistics, vocab_size: int) -> None:
     counts = load_token_counts(path, vocab_size)
-    actual = np.zeros(max(vocab_size, len(found.counts)), np.int64)
-    actual[: len(found.counts)] = found.counts
+    actual = np.zeros(max(vocab_size, len(statistics.counts)), np.int64)
+    actual[: len(statistics.counts)] = statistics.counts
     differing = int((counts != actual[:vocab_size]).sum())
     if differing:
         report.notes.append(f"{path} is not the count of this text: {differing:,} entries differ (of a larger one?)")
 
 
 def report_examples(
-    report: Report, corpus: TokenCorpus, training: LmSeqsDataset, found: CorpusStatistics, tokenizer, args
+    report: Report, corpus: TokenCorpus, training: LmSeqsDataset, statistics: CorpusStatistics, tokenizer, args
 ) -> None:
-    from micro_batches import Masking, draw_mask  # imports torch
+    from training.batches import Masking, draw_mask  # imports torch
 
     report.section("Examples")
     generator = np.random.default_rng(args.seed)
     chosen = generator.choice(len(training), min(args.n_examples, len(training)), replace=False)
     for i in chosen:
         print(f"[{i}] {tokenizer.decode(training[i])}\n")
-    number, times = found.most_repeated
+    number, times = statistics.most_repeated
     if times > 1:
         print(f"[{number}], {times:,} times: {tokenizer.decode(corpus[number])[:300]}\n")
     if tokenizer.mask_token_id is None or not len(chosen):
         return
     counts = np.zeros(len(tokenizer), np.int64)
-    counts[: len(found.counts)] = found.counts[: len(tokenizer)]
+    counts[: len(statistics.counts)] = statistics.counts[: len(tokenizer)]
     ids = training[chosen[0]]
-    masking = Masking.of_tokenizer(tokenizer, counts, smoothing=0.7)
+    masking = Masking.of_recipe(tokenizer, counts, Recipe())
     masked, places = draw_mask(ids[None], np.ones((1, len(ids)), bool), masking, generator)
     shown = tokenizer.convert_ids_to_tokens(ids)
     for place, after in zip(places, tokenizer.convert_ids_to_tokens(masked[0, places]), strict=True):
@@ -204,22 +203,23 @@ def report_examples(
 
 
 def report_teacher(
-    report: Report, corpus: TokenCorpus, found: CorpusStatistics, tokenizer, teacher, length: int
+    report: Report, corpus: TokenCorpus, statistics: CorpusStatistics, tokenizer, teacher, length: int
 ) -> None:
     """The teacher's loss on a sample, against that of a guess by frequency: the entropy of the tokens."""
     import torch
 
-    import evaluation
-    from models import LanguageModel
+    from evaluation import held_out
+    from models.families import LanguageModel
+    from training.distributed import has_native_bf16, init_world
 
-    world = utils.init_world(None)
+    world = init_world(None)
     model = LanguageModel(teacher).to(world.device)
-    sample = evaluation.held_out_sequences(len(corpus), 1.0)[:N_SAMPLE]
-    batches = evaluation.held_out_batches(corpus, tokenizer, length, model.family.causal, sample)
-    dtype = torch.bfloat16 if utils.has_native_bf16(world.device) else torch.float32
-    metrics = evaluation.evaluate(model, None, batches, world, dtype)
+    sample = held_out.held_out_sequences(len(corpus), 1.0)[:N_SAMPLE]
+    batches = held_out.held_out_batches(corpus, tokenizer, length, model.family.causal, sample)
+    dtype = torch.bfloat16 if has_native_bf16(world.device) else torch.float32
+    metrics = held_out.evaluate(model, None, batches, world, dtype)
     loss = metrics["clm_loss" if model.family.causal else "mlm_loss"]
-    text = found.counts.astype(float)
+    text = statistics.counts.astype(float)
     text[[id_ for id_ in tokenizer.all_special_ids if id_ < len(text)]] = 0
     shares = text[text > 0] / text.sum()
     by_frequency = float(-(shares * np.log(shares)).sum())
@@ -239,43 +239,45 @@ def report_needs(report: Report, corpus: TokenCorpus, training: LmSeqsDataset, t
     """What train.py asks of the machine, for a student of half the depth and the default recipe."""
     import psutil
 
-    from models import build_student, half_depth_config
+    from models.student import build_student, half_depth_config
 
     student = build_student(half_depth_config(teacher.config), None)
     s, t = (sum(p.numel() for p in model.parameters()) for model in (student, teacher))
-    updates = N_EPOCH * math.ceil(len(GroupedBatchSampler(training.lengths, BATCH_SIZE)) / ACCUMULATION)
+    recipe = Recipe()
+    n_batches = len(GroupedBatchSampler(training.lengths, recipe.batch_size))
+    steps = recipe.n_epoch * math.ceil(n_batches / recipe.gradient_accumulation_steps)
     n = len(training)
     on_disk = sum(os.path.getsize(file.path) for file in corpus.files)
     state = 12 * s  # weights and Adam's two moments
     report.section("A run with the default recipe")
     report.line("models", f"teacher {t / 1e6:.1f} M, student {s / 1e6:.1f} M parameters")
-    report.line("updates", updates, f"{N_EPOCH} epochs of {training.n_tokens:,} tokens on one process")
+    report.line("steps", steps, f"{recipe.n_epoch} epochs of {training.n_tokens:,} tokens on one process")
     report.line("memory of the device", size(4 * t + 16 * s), "models, gradients, optimizer; activations come on top")
     own = f"index of the sequences; {size(OWN * n)} more for each process"
     report.line("memory of the machine", size(SHARED * n), own)
     report.line("", size(psutil.virtual_memory().available), "are available here")
     report.line("page cache", size(on_disk), "if the text is to be read from the disk only once")
-    kept = 8 * s + state + 4 * s * N_EPOCH
+    kept = 8 * s + state + 4 * s * recipe.n_epoch
     report.line("disk", size(kept + state), f"of which {size(state)} only while a checkpoint is written")
     report.line("", size(shutil.disk_usage(".").free), "are free here")
 
 
-def plot(path: str, found: CorpusStatistics, max_length: int) -> None:
+def plot(path: str, statistics: CorpusStatistics, max_length: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")  # no screen is needed
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    top = int(max(np.percentile(found.lengths, 99.5), MIN_LENGTH)) + 1
+    top = int(max(np.percentile(statistics.lengths, 99.5), MIN_LENGTH)) + 1
     width = -(-top // 80)  # whole tokens, so that all bars count equally many lengths
-    left.hist(np.minimum(found.lengths, top), bins=np.arange(0, top + width + 1, width), color="C0")
+    left.hist(np.minimum(statistics.lengths, top), bins=np.arange(0, top + width + 1, width), color="C0")
     left.axvline(MIN_LENGTH, color="C3", linestyle="--", label=f"dropped below {MIN_LENGTH}")
     if max_length <= top:
         left.axvline(max_length, color="C1", linestyle="--", label=f"split above {max_length}")
     left.set(xlabel="tokens (the last bar: and more)", ylabel="sequences", title="lengths of the sequences")
     left.legend()
-    counts = -np.sort(-found.counts[found.counts > 0])
+    counts = -np.sort(-statistics.counts[statistics.counts > 0])
     right.loglog(np.arange(1, len(counts) + 1), counts)
     right.set(xlabel="rank", ylabel="occurrences", title="frequency of the tokens")
     for axis in (left, right):
@@ -285,11 +287,8 @@ def plot(path: str, found: CorpusStatistics, max_length: int) -> None:
     figure.savefig(path, dpi=120)
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    utils.setup_logging()
-    utils.quiet_transformers()
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> int:
     report = Report()
     name = args.tokenizer_name or args.teacher_name
     tokenizer = load_tokenizer(name) if name else None
@@ -297,31 +296,31 @@ def main(argv: list[str] | None = None) -> int:
     corpus.verify()
     teacher = None
     if args.teacher_name:
-        from models import load_language_model
+        from models.loading import load_language_model
 
         teacher = load_language_model(args.teacher_name, "teacher", head_required=True)
     max_length = max_length_of(tokenizer, teacher) if args.max_length is None else args.max_length
     if max_length < MIN_LENGTH or args.n_examples < 0:
         raise utils.InputError(f"--max_length must be {MIN_LENGTH} or more, and --n_examples 0 or more.")
-    description = describe_tokenizer(tokenizer) if tokenizer else corpus.tokenizer
+    description = describe_tokenizer(tokenizer) if tokenizer else corpus.made_by
     if description is None:
         raise utils.InputError(f"{corpus} does not say which tokenizer made it: give --tokenizer_name.")
 
     report_files(report, corpus)
-    found = survey(corpus, description["special_ids"])
-    report_sequences(report, found)
-    report_tokens(report, found, description, tokenizer)
+    statistics = survey(corpus, description["special_ids"])
+    report_sequences(report, statistics)
+    report_tokens(report, statistics, description, tokenizer)
     if args.token_counts:
-        check_counts(report, args.token_counts, found, description["vocab_size"])
+        check_counts(report, args.token_counts, statistics, description["vocab_size"])
     if args.plot:
-        plot(args.plot, found, max_length)
+        plot(args.plot, statistics, max_length)
     if not report.problems:
         training = LmSeqsDataset(corpus, description["special_ids"], max_length)
         report_training(report, training, len(corpus), max_length)
         if tokenizer:
-            report_examples(report, corpus, training, found, tokenizer, args)
+            report_examples(report, corpus, training, statistics, tokenizer, args)
         if teacher:
-            report_teacher(report, corpus, found, tokenizer, teacher, max_length)
+            report_teacher(report, corpus, statistics, tokenizer, teacher, max_length)
             report_needs(report, corpus, training, teacher)
     return report.close()
 
@@ -330,7 +329,7 @@ def max_length_of(tokenizer, teacher) -> int:
     """What train.py takes for a teacher, and for its student of the same positions."""
     if teacher is None:
         return 512
-    from models import max_length
+    from models.families import max_length
 
     return min(max_length(teacher.config), tokenizer.model_max_length)
 

@@ -27,12 +27,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from text_reader import read_lines
+from corpus.text_reader import read_lines
 from utils import InputError, logger
 
 WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
@@ -45,10 +43,8 @@ FRAGMENT_WORDS = 8  # a paragraph shorter than this and without a full stop is a
 Document = list[str]  # its paragraphs
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--source", nargs="+", metavar="PATH", help="files and folders, searched to the bottom")
     source.add_argument("--dataset", help="name of a data set of the hub, or a local folder of one")
@@ -71,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--min_length", type=int, default=10, help="shorter sequences are dropped (%(default)s)")
     parser.add_argument("--max_megabytes", type=float, help="stop when so much is written")
-    return parser.parse_args(argv)
+    return parser
 
 
 # ------------------------------------------------------------------------------------------------- sources of documents
@@ -86,7 +82,7 @@ def documents_of_files(sources: list[str], text_column: str, by_file: bool, seen
         inside = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith("."))
         files += inside if source.is_dir() else [source]
     total = sum(file.stat().st_size for file in files)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", dynamic_ncols=True, disable=None) as progress:
+    with utils.progress_bar(total=total, unit="B", unit_scale=True, desc="reading") as progress:
         for file in files:
             seen["files"] += 1
             yield from documents_of_file(file, text_column, by_file)
@@ -164,8 +160,8 @@ def documents_of_extractor(lines: Iterable[str]) -> Iterator[Document]:
     title, document = "", []
     for line in map(str.strip, lines):
         if line.startswith("<doc "):
-            found = re.search(r'title="([^"]*)"', line)
-            title, document = found.group(1) if found else "", []
+            match = re.search(r'title="([^"]*)"', line)
+            title, document = match.group(1) if match else "", []
         elif line == "</doc>":
             yield document
         elif line and line != title:
@@ -181,7 +177,7 @@ def documents_of_dataset(name: str, config: str | None, split: str, text_column:
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
     except (OSError, ValueError) as error:
         raise InputError(f"--dataset {name}: it could not be loaded ({str(error).splitlines()[0]}).") from None
-    for row in tqdm(rows, unit="row", desc="reading", dynamic_ncols=True, disable=None):
+    for row in utils.progress_bar(iterable=rows, unit="row", desc="reading"):
         if text_column not in row:
             raise InputError(f"--dataset {name}: no {text_column!r}, only {', '.join(row)}; see --text_column.")
         yield list(paragraphs(row[text_column].splitlines()))
@@ -194,9 +190,9 @@ def documents_of_documentation(seen: Counter) -> Iterator[Document]:
 
     def new_prose(text: str) -> list[str]:
         blocks = [block for block in re.split(r"\n\s*\n", text) if is_prose(block)]
-        found = [" ".join(block.split()) for block in blocks if hash(block) not in known]
+        new = [" ".join(block.split()) for block in blocks if hash(block) not in known]
         known.update(map(hash, blocks))
-        return found
+        return new
 
     import pydoc_data.topics
 
@@ -207,7 +203,7 @@ def documents_of_documentation(seen: Counter) -> Iterator[Document]:
     library = Path(sysconfig.get_path("stdlib"))
     files = [file for file in sorted(library.rglob("*.py")) if "site-packages" not in file.parts]
     files += sorted(packages.rglob("*.py"))
-    for file in tqdm(files, unit="file", desc="reading docstrings", dynamic_ncols=True, disable=None):
+    for file in utils.progress_bar(iterable=files, unit="file", desc="reading docstrings"):
         seen["files"] += 1
         yield list(itertools.chain.from_iterable(map(new_prose, docstrings(file))))
 
@@ -240,13 +236,13 @@ def is_prose(block: str) -> bool:
 
 def sentences(paragraph: str) -> list[str]:
     """Cuts after a full stop that is followed by a capital, but not after initials and common abbreviations."""
-    found, start = [], 0
+    parts, start = [], 0
     for end in SENTENCE_END.finditer(paragraph):
         if not ABBREVIATION.search(paragraph[start : end.end()].rstrip()):
-            found.append(paragraph[start : end.end()].strip())
+            parts.append(paragraph[start : end.end()].strip())
             start = end.end()
-    found.append(paragraph[start:].strip())
-    return [sentence for sentence in found if sentence]
+    parts.append(paragraph[start:].strip())
+    return [sentence for sentence in parts if sentence]
 
 
 def sequences(document: Document, target: int, seen: Counter) -> Iterator[str]:
@@ -273,10 +269,8 @@ def sequences(document: Document, target: int, seen: Counter) -> Iterator[str]:
         yield " ".join(parts)
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    utils.setup_logging()
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
     if args.target_length < args.min_length:
         raise InputError(f"--target_length {args.target_length} is below --min_length {args.min_length}.")
     seen: Counter = Counter()

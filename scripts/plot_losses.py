@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from run_folder import METRICS, read_metrics
+from training.run_folder import METRICS, read_metrics
 from utils import InputError, logger
 
 # What is drawn, each if a run has it: (kind of row, name in metrics.jsonl, title).
@@ -27,19 +27,15 @@ PANELS = (
 )
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument("--runs", nargs="+", required=True, help="dump_paths of train.py")
     parser.add_argument("--output", default="losses.png", help="PNG, PDF or SVG to write (%(default)s)")
-    return parser.parse_args(argv)
+    return parser
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    utils.setup_logging()
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
     runs = {Path(run).name: read_metrics(Path(run) / METRICS) for run in args.runs}
     if len(runs) < len(args.runs):
         raise InputError("--runs: two of these folders have the same name.")

@@ -21,23 +21,21 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus import TokenCorpus, open_corpus
-from counts import count_tokens
+from corpus.files import TokenCorpus, open_corpus
+from corpus.token_counts import count_tokens
 from utils import InputError, logger
 
 WORTH_A_POOL = 1 << 28  # tokens; fewer are counted sooner than the processes have started
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument(
         "--data_file", nargs="+", required=True, help="binarized files or globs (scripts/binarized_data.py)"
     )
     parser.add_argument("--token_counts_dump", required=True, help="file to write")
     parser.add_argument("--vocab_size", type=int, help="entries of the vocabulary (default: as the data file says)")
-    return parser.parse_args(argv)
+    return parser
 
 
 def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
@@ -54,16 +52,14 @@ def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
             verification.result()  # damage explains whatever error came of it
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    utils.setup_logging()
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
     if args.vocab_size is not None and args.vocab_size < 1:
         raise InputError(f"--vocab_size {args.vocab_size}: it must be 1 or more.")
     corpus = open_corpus(args.data_file)
-    if args.vocab_size is None and corpus.tokenizer is None:
+    if args.vocab_size is None and corpus.made_by is None:
         raise InputError(f"{corpus} does not say its vocabulary's size; give --vocab_size.")
-    vocab_size = args.vocab_size or corpus.tokenizer["vocab_size"]
+    vocab_size = args.vocab_size or corpus.made_by["vocab_size"]
     counts = count(corpus, vocab_size)
     with utils.atomic_write(args.token_counts_dump) as out:
         pickle.dump(counts.tolist(), out, protocol=pickle.HIGHEST_PROTOCOL)

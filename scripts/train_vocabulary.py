@@ -15,22 +15,18 @@ import utils
 from utils import InputError, logger
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
     parser.add_argument("--file_path", default="data/dump.txt", help="text, one sequence a line (%(default)s)")
     parser.add_argument("--vocab_size", type=int, default=30522, help="entries (%(default)s)")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--max_length", type=int, default=512, help="longest sequence of its models (%(default)s)")
     parser.add_argument("--cased", action="store_true", help="keep capitals and accents")
-    return parser.parse_args(argv)
+    return parser
 
 
-@utils.cli
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    utils.setup_logging()
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
     if not Path(args.file_path).is_file():
         raise InputError(f"--file_path {args.file_path} does not exist; scripts/make_dump.py makes one.")
 

@@ -79,7 +79,7 @@ def tokenizer(workspace):
 
 @pytest.fixture
 def teacher(workspace):
-    from models import load_language_model
+    from models.loading import load_language_model
 
     return load_language_model(str(workspace / "bert-base-uncased"), "teacher", head_required=True).eval()
 

@@ -19,9 +19,9 @@ from conftest import ROOT, make_text, run
 from processes import run_together, running
 from transformers import AutoTokenizer
 
-import dataset
-import text_reader
-from corpus import open_corpus
+from corpus import text_reader, token_writer
+from corpus.files import open_corpus
+from corpus.tokenization import LineEncoder
 from dataset import open_token_file
 
 NAME = "text.bert-base-uncased.pickle"
@@ -62,14 +62,12 @@ def test_ids_are_those_of_encoding_line_by_line(tmp_path, binarize, tokenizer, t
     assert len(file) == len(lines)
     for i, line in enumerate(lines):
         assert file[i].tolist() == tokenizer.encode(line)
-    assert file.tokenizer["tokenizer"] == "bert-base-uncased"
-    assert file.tokenizer["vocab_size"] == len(tokenizer)
+    assert file.made_by["tokenizer"] == "bert-base-uncased"
+    assert file.made_by["vocab_size"] == len(tokenizer)
 
 
 def test_plain_ascii_takes_a_shorter_way_to_the_same_ids(tokenizer):
     """Printable ASCII skips the normalizer (see LineEncoder); every other character must not."""
-    from tokenization import LineEncoder
-
     generator = np.random.default_rng(0)
     alphabets = ([chr(i) for i in range(32, 127)], list("abzABZ éÜß中文\u00a0\u200b\x7f\t.,'İ"))
     lines = ["".join(generator.choice(alphabets[i % 2], size=generator.integers(1, 90))) for i in range(2000)]
@@ -180,8 +178,8 @@ def test_interrupted_anywhere_and_resumed_it_ends_in_the_same_bytes(
     binarize(text, name="whole")
     whole = (tmp_path / NAME.replace("text", "whole")).read_bytes()
     owner, name = {
-        "append": (dataset.TokenFileWriter, "append"),
-        "checkpoint": (dataset.TokenFileWriter, "checkpoint"),
+        "append": (token_writer.TokenFileWriter, "append"),
+        "checkpoint": (token_writer.TokenFileWriter, "checkpoint"),
         "fsync": (os, "fsync"),
         "replace": (os, "replace"),
     }[place]
@@ -200,7 +198,7 @@ def test_interrupted_anywhere_and_resumed_it_ends_in_the_same_bytes(
         # Dying must not tidy up: a process that is killed doesn't.
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, kill)
-            patch.setattr(dataset.TokenFileWriter, "close", release_only)
+            patch.setattr(token_writer.TokenFileWriter, "close", release_only)
             try:
                 binarize(text, "--resume")
                 died = False
@@ -227,7 +225,8 @@ def test_killed_and_resumed(tmp_path, workspace, binarize):
     whole = (tmp_path / NAME.replace("text", "whole")).read_bytes()
     script = tmp_path / "often.py"
     script.write_text(
-        "import binarized_data as b, text_reader as t; b.CHECKPOINT_SECONDS, t.BLOCK = 0, 1 << 12; b.main()"
+        "import binarized_data as b; from corpus import text_reader as t\n"
+        "b.CHECKPOINT_SECONDS, t.BLOCK = 0, 1 << 12; b.main()"
     )
     flags = ["--file_path", text, "--dump_file", tmp_path / "text", "--resume",
              "--tokenizer_name", workspace / "bert-base-uncased"]  # fmt: skip
@@ -264,7 +263,7 @@ def test_a_full_disk_costs_nothing_that_was_done(tmp_path, binarize, text, small
         return io.BufferedRandom(Disk(writer.folder / name, "r+"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset.TokenFileWriter, "_open", open_there)
+        patch.setattr(token_writer.TokenFileWriter, "_open", open_there)
         binarize(text, expect=1)
     error = capsys.readouterr().err
     assert error.count("\nerror: ") == 1
@@ -272,7 +271,7 @@ def test_a_full_disk_costs_nothing_that_was_done(tmp_path, binarize, text, small
     assert "--resume" in error
     assert not (tmp_path / NAME).exists()
     binarize(text, "--resume")
-    assert "going on after" in capsys.readouterr().err
+    assert "continuing after" in capsys.readouterr().err
     assert (tmp_path / NAME).read_bytes() == (tmp_path / NAME.replace("text", "whole")).read_bytes()
 
 
@@ -280,7 +279,7 @@ def test_resume_refuses_another_text_and_does_nothing_when_done(
     tmp_path, binarize, text, small_blocks, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(dataset.TokenFileWriter, "finish", lambda writer: 1 / 0)
+        patch.setattr(token_writer.TokenFileWriter, "finish", lambda writer: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             binarize(text)
     text.write_text(text.read_text() + "more\n")
@@ -295,7 +294,7 @@ def test_resume_refuses_another_text_and_does_nothing_when_done(
 
 def test_damage_to_an_unfinished_file_is_found(tmp_path, binarize, text, small_blocks, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(dataset.TokenFileWriter, "finish", lambda writer: 1 / 0)
+        patch.setattr(token_writer.TokenFileWriter, "finish", lambda writer: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             binarize(text)
     tokens = tmp_path / f"{NAME}.partial" / "tokens"
@@ -312,7 +311,7 @@ def test_damage_to_an_unfinished_file_is_found(tmp_path, binarize, text, small_b
 
 
 def test_two_processes_can_not_write_the_same_file(tmp_path, binarize, text, capsys):
-    with dataset.write_token_file(tmp_path / NAME, {"vocab_size": 9}) as writer:
+    with token_writer.write_token_file(tmp_path / NAME, {"vocab_size": 9}) as writer:
         binarize(text, expect=2)
         assert "being written by another process" in capsys.readouterr().err
         writer.append(np.arange(3), np.array([3]))
@@ -343,7 +342,7 @@ def test_bad_bytes_are_reported_and_empty_lines_skipped(tmp_path, binarize, smal
         (None, ["{t}"], "is a folder"),
         (None, ["{t}/*.nothing"], "no file matches"),
         (None, ["-", "{t}/x.txt"], "can't be mixed"),
-        (None, ["-", "--resume"], "standard input can neither be shared by shards nor resumed"),
+        (None, ["-", "--resume"], "standard input can neither be divided into shards nor resumed"),
         (b"the cat\n", ["{t}/x.txt", "{t}/x.txt"], "given twice"),
         (b"the cat\n", ["{t}/x.txt", "--tokenizer_name", "no-such-tokenizer"], "no-such-tokenizer"),
         (b"the cat\n", ["{t}/x.txt", "--num_shards", "2"], "go together"),

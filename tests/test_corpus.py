@@ -16,14 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run_command, run_together
 
-import counts
 import dataset
-from corpus import open_corpus
-from corpus_statistics import hash_sequences, survey
-from dataset import open_token_file, write_token_file
-from evaluation import held_out_sequences
+from corpus import token_counts as counts
+from corpus.files import open_corpus
+from corpus.statistics import hash_sequences, survey
+from corpus.token_writer import write_token_file
+from dataset import open_token_file
+from evaluation.held_out import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
-from utils import InputError, RunError, World
+from training.distributed import World
+from utils import InputError, RunError
 
 SPECIAL = {"unk": 1, "cls": 2, "sep": 3, "pad": 0, "mask": 4, "bos": None, "eos": None}
 TOKENIZER = {"tokenizer": "some", "vocab_size": 1000, "vocab_hash": "0", "special_ids": SPECIAL}
@@ -113,8 +115,9 @@ def test_reading_costs_no_memory(tmp_path):
     with write_token_file(tmp_path / "x.pickle", TOKENIZER) as writer:
         writer.append(ids, np.full(300_000, 100))
     code = f"""
-import psutil, numpy as np, corpus
-file = corpus.open_corpus([{str(tmp_path / "x.pickle")!r}])
+import psutil, numpy as np
+from corpus.files import open_corpus
+file = open_corpus([{str(tmp_path / "x.pickle")!r}])
 order = np.random.default_rng(0).integers(len(file), size=1000)
 before = psutil.Process().memory_info().rss
 assert all(len(file[i]) == 100 for i in order)
@@ -128,9 +131,9 @@ def test_another_process_opens_the_file_itself(path):
     assert np.array_equal(pickle.loads(pickle.dumps(open_corpus([path])))[5], open_corpus([path])[5])
 
 
-def test_without_other_processes_nothing_is_shared():
+def test_without_other_processes_nothing_is_written():
     made = {"a": np.arange(3)}
-    assert World(device=None).share(lambda: made) is made
+    assert World(device=None).make_once(lambda: made) is made
 
 
 # ------------------------------------------------------------------------------------------- the same training, however
@@ -161,13 +164,14 @@ def test_old_pickle_shards_and_our_file_give_the_same_training(tmp_path, workspa
 def test_processes_of_a_machine_share_what_is_made_once(tmp_path, workspace):
     """Only the first process of a machine makes the index; its files are gone afterwards."""
     code = f"""
-import numpy as np, utils
-world = utils.init_world(0)
+import numpy as np
+from training.distributed import init_world
+world = init_world(0)
 calls = []
 def make():
     calls.append(1)
     return {{"a": np.arange(1000), "empty": np.zeros(0, np.int32)}}
-arrays = world.share(make)
+arrays = world.make_once(make)
 assert arrays["a"].sum() == 499500 and len(arrays["empty"]) == 0
 open({str(tmp_path)!r} + f"/made-{{world.rank}}", "w").write(str(len(calls)))
 world.close()"""

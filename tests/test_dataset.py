@@ -7,17 +7,18 @@ import pytest
 from conftest import ROOT, run
 from processes import run_command
 
-from corpus import open_corpus
-from counts import count_tokens, load_token_counts
-from dataset import open_token_file, write_token_file
-from tokenization import tokenizer_short_name
+from corpus.files import open_corpus
+from corpus.token_counts import count_tokens, load_token_counts
+from corpus.token_writer import write_token_file
+from corpus.tokenization import tokenizer_short_name
+from dataset import open_token_file
 from utils import InputError
 
-TOKENIZER = {"tokenizer": "some", "vocab_size": 30522, "vocab_hash": "0", "special_ids": {"cls": 101, "sep": 102}}
+MADE_BY = {"tokenizer": "some", "vocab_size": 30522, "vocab_hash": "0", "special_ids": {"cls": 101, "sep": 102}}
 
 
-def write(path, sequences, tokenizer=TOKENIZER):
-    with write_token_file(path, tokenizer) as writer:
+def write(path, sequences, made_by=MADE_BY):
+    with write_token_file(path, made_by) as writer:
         for i in range(0, len(sequences), 3):
             part = sequences[i : i + 3]
             writer.append(np.concatenate(part), np.array([len(sequence) for sequence in part]))
@@ -39,7 +40,7 @@ def path(tmp_path, sequences):
 @pytest.mark.parametrize("vocab_size, dtype", [(30522, "uint16"), (65536, "uint16"), (65537, "int32")])
 def test_the_file_is_a_pickled_list_and_a_memory_map(tmp_path, sequences, n, vocab_size, dtype):
     path = tmp_path / "x.pickle"
-    write(path, sequences[:n], {**TOKENIZER, "vocab_size": vocab_size})
+    write(path, sequences[:n], {**MADE_BY, "vocab_size": vocab_size})
     with open(path, "rb") as file:
         unpickled = pickle.load(file)
     mapped = open_token_file(path)
@@ -65,7 +66,7 @@ print(len(sequences), sequences[0].ndim)"""
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_other(path, sequences):
     before = path.read_bytes()
-    with pytest.raises(ZeroDivisionError), write_token_file(path, TOKENIZER) as writer:
+    with pytest.raises(ZeroDivisionError), write_token_file(path, MADE_BY) as writer:
         writer.append(sequences[0], np.array([len(sequences[0])]))
         raise ZeroDivisionError
     assert path.read_bytes() == before
@@ -73,9 +74,9 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(path, sequences
 
 
 def test_nothing_to_write_and_ids_outside_the_vocabulary_are_errors(tmp_path):
-    with pytest.raises(InputError, match="not one sequence"), write_token_file(tmp_path / "x", TOKENIZER):
+    with pytest.raises(InputError, match="not one sequence"), write_token_file(tmp_path / "x", MADE_BY):
         pass
-    with pytest.raises(InputError, match="30522"), write_token_file(tmp_path / "x", TOKENIZER) as writer:
+    with pytest.raises(InputError, match="30522"), write_token_file(tmp_path / "x", MADE_BY) as writer:
         writer.append(np.array([1, 70000]), np.array([2]))
     assert not os.listdir(tmp_path)
 
@@ -106,7 +107,7 @@ def test_pickles_of_the_original_load(tmp_path, sequences, kind, protocol):
     convert = (lambda s: s.tolist()) if kind is list else kind
     path.write_bytes(pickle.dumps([convert(sequence) for sequence in sequences], protocol))
     file = open_token_file(path)
-    assert file.tokenizer is None
+    assert file.made_by is None
     assert all(np.array_equal(file[i], sequence) for i, sequence in enumerate(sequences))
 
 

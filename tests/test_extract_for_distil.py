@@ -2,9 +2,9 @@ import extract_for_distil
 import pytest
 import torch
 from conftest import run
-from extract_for_distil import BERT_LAYER, spread_layers
 
-from models import build_student, load_config
+from models.loading import load_config
+from models.student import BERT_LAYER, build_student, spread_layers
 
 
 def extracted(workspace, path, *flags):

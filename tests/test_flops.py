@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from flops import MatrixWork, peak_flops_of
-from models import LanguageModel, build_student, half_depth_config
+from models.families import LanguageModel
+from models.flops import MatrixWork, peak_flops_of
+from models.student import build_student, half_depth_config
 
 
 def test_bert_base_and_its_student_take_what_arithmetic_says():

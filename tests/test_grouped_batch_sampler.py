@@ -9,7 +9,7 @@ LENGTHS = np.random.default_rng(0).integers(12, 129, 1003)
 
 def batches(sampler, epoch):
     sampler.set_epoch(epoch)
-    return [sampler.micro_batch(j) for j in range(len(sampler))]
+    return [sampler.batch(j) for j in range(len(sampler))]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_budget_below_the_longest_sequence_is_an_error():
 
 def test_ranks_share_an_epoch_without_overlap():
     sampler = GroupedBatchSampler(LENGTHS, batch_size=5)
-    shares = [sampler.share_of_rank(rank, 4, start=8) for rank in range(4)]
+    shares = [sampler.batches_of_rank(rank, 4, start=8) for rank in range(4)]
     assert sorted(j for share in shares for j in share) == list(range(8, len(sampler)))
 
 

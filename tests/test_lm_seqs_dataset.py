@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corpus import TokenCorpus
+from corpus.files import TokenCorpus
 from dataset import TokensInMemory
 from lm_seqs_dataset import LmSeqsDataset
 from utils import InputError

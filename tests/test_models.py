@@ -12,7 +12,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from models import LanguageModel, build_student, family_of, freeze, half_depth_config, load_config, max_length
+from models.families import LanguageModel, family_of, freeze, max_length
+from models.loading import load_config
+from models.student import build_student, half_depth_config
 from utils import InputError
 
 SMALL = {

@@ -79,7 +79,7 @@ def test_every_file_that_the_readme_names_exists():
 def test_every_flag_that_the_readme_names_is_known():
     import train
 
-    known = {option for action in train.make_parser("")._actions for option in action.option_strings}
+    known = {option for action in train.make_parser()._actions for option in action.option_strings}
     for script in (ROOT / "scripts").glob("*.py"):
         known |= set(re.findall(r'add_argument\(\s*"(--\w+)"', script.read_text()))
     for command in RUNNABLE:  # flags of the launchers: the test above has run them

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SPEED, run, train
+from huggingface_hub import ModelCard
 from processes import run_together
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForMaskedLM
 
 import distiller
-import dry_run
 from dataset import open_token_file
-from evaluation import held_out_sequences
+from evaluation.held_out import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
+from training import dry_run
 
 
 def metrics(folder, kind):
@@ -81,18 +82,21 @@ def test_the_card_says_what_it_is_and_how_it_was_made(finished):
     assert f"{last['agreement']:.4g}" in card
     assert json.loads((finished / "parameters.json").read_text())["command"] in card
     assert "distilled from" in card
-    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n")
+    data = ModelCard(card).data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == ("transformers", "fill-mask", None)
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {name: pytest.approx(last[name], abs=1e-4) for name in ("mlm_loss", "kl", "agreement")}
 
 
 def test_every_metric_is_noted(finished):
     train_rows, valid_rows = metrics(finished, "train"), metrics(finished, "valid")
-    names = {"kind", "update", "tokens", "loss", "loss_ce", "loss_mlm", "loss_cos", "lr", "tokens_per_second",
+    names = {"kind", "step", "tokens", "loss", "loss_ce", "loss_mlm", "loss_cos", "lr", "tokens_per_second",
              "tflops", "mfu", "peak_memory_gib"}  # fmt: skip
     assert set(train_rows[0]) == names
     names = {"mlm_loss", "perplexity", "accuracy", "kl", "agreement", "teacher_loss", "teacher_accuracy"}
-    assert set(valid_rows[0]) == names | {"kind", "update", "tokens"}
-    assert valid_rows[0]["update"] == 0
-    assert valid_rows[-1]["update"] == train_rows[-1]["update"]
+    assert set(valid_rows[0]) == names | {"kind", "step", "tokens"}
+    assert valid_rows[0]["step"] == 0
+    assert valid_rows[-1]["step"] == train_rows[-1]["step"]
     for row in train_rows:
         assert row["loss"] == pytest.approx(5 * row["loss_ce"] + 2 * row["loss_mlm"] + row["loss_cos"])
 
@@ -105,10 +109,10 @@ def test_the_schedule_ends_at_zero_and_every_token_counts(workspace, finished):
     assert rows[-1]["lr"] == 0
     assert max(row["lr"] for row in rows) <= 5e-4
     file = open_token_file(workspace / "text.bert-base-uncased.pickle")
-    trained = LmSeqsDataset(file, file.tokenizer["special_ids"], 64, exclude=held_out_sequences(len(file), 0.01))
-    micro_batches = math.ceil(len(trained) / 8)
-    assert micro_batches % 4, "the last window of an epoch should be a short one here"
-    assert rows[-1]["update"] == 2 * math.ceil(micro_batches / 4)
+    trained = LmSeqsDataset(file, file.made_by["special_ids"], 64, exclude=held_out_sequences(len(file), 0.01))
+    batches = math.ceil(len(trained) / 8)
+    assert batches % 4, "the last step of an epoch should be a short one here"
+    assert rows[-1]["step"] == 2 * math.ceil(batches / 4)
     assert rows[-1]["tokens"] == 2 * trained.n_tokens
 
 
@@ -129,16 +133,16 @@ def test_the_same_command_gives_the_same_weights(workspace, tmp_path, finished):
 
 
 def test_stopped_and_resumed_equals_not_stopped(workspace, tmp_path, finished, monkeypatch):
-    optimize = distiller.Distiller.optimize
+    step = distiller.Distiller.step
 
-    def optimize_and_stop(self, window, counts):
-        optimize(self, window, counts)
-        if self.update in (3, 14):
+    def step_and_stop(self, micro_batches, counts):
+        step(self, micro_batches, counts)
+        if self.n_done in (3, 14):
             os.kill(os.getpid(), signal.SIGTERM)
 
     folder = tmp_path / "run"
-    monkeypatch.setattr(distiller.Distiller, "optimize", optimize_and_stop)
-    train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)  # nothing to resume: it begins
+    monkeypatch.setattr(distiller.Distiller, "step", step_and_stop)
+    train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)  # nothing to resume: it starts
     train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)
     train(workspace, folder, "--n_epoch", 2, "--resume")
     assert_same_weights(weights(finished), weights(folder))
@@ -173,9 +177,18 @@ def test_two_processes_equal_one(workspace, tmp_path):
     assert final[0]["loss"] == pytest.approx(final[1]["loss"], rel=1e-4)
 
 
-def test_passes_of_several_micro_batches_change_no_more_than_rounding(workspace, tmp_path):
+def test_micro_batches_of_several_batches_change_no_more_than_rounding(workspace, tmp_path):
     for tokens in (0, 600):
-        train(workspace, tmp_path / str(tokens), "--dropout", 0, "--attention_dropout", 0, "--tokens_per_pass", tokens)
+        train(
+            workspace,
+            tmp_path / str(tokens),
+            "--dropout",
+            0,
+            "--attention_dropout",
+            0,
+            "--tokens_per_micro_batch",
+            tokens,
+        )
     each, merged = (metrics(tmp_path / name, "train") for name in ("0", "600"))
     for a, b in zip(each, merged, strict=True):
         assert a["tokens"] == b["tokens"]
@@ -203,21 +216,21 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(workspace, tmp_path, ca
     train(workspace, tmp_path / "run", "--dry_run", 3, "--peak_tflops", 1, "--n_epoch", 2)
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out
-    assert "3 of 32 updates" in shown
+    assert "3 of 32 steps" in shown
     assert "tokens/s, MFU 0." in shown
-    for part in ("the whole run", "process-hours", "evaluations", "peak memory", "largest pass", "disk"):
+    for part in ("the whole run", "process-hours", "evaluations", "peak memory", "micro-batch", "disk"):
         assert part in shown
-    train(workspace, tmp_path / "run", "--dry_run", 1000, "--gradient_accumulation_steps", 1000)  # a single update
-    assert "1 of 1 updates" in capsys.readouterr().out
+    train(workspace, tmp_path / "run", "--dry_run", 1000, "--gradient_accumulation_steps", 1000)  # a single step
+    assert "1 of 1 steps" in capsys.readouterr().out
 
 
 def test_the_disk_that_a_dry_run_foretells_is_what_a_run_takes(workspace, tmp_path, finished, monkeypatch):
     names = ["checkpoint.pth", "model.safetensors", "model_epoch_0.pth", "model_epoch_1.pth", "training_state.pth"]
     taken = sum((finished / name).stat().st_size for name in names)
-    found = []
-    monkeypatch.setattr(dry_run, "report", lambda estimate, *_: found.append(estimate))
+    estimates = []
+    monkeypatch.setattr(dry_run, "report", lambda estimate, *_: estimates.append(estimate))
     train(workspace, tmp_path / "run", "--n_epoch", 2, "--dry_run", 1)
-    assert found[0].disk == pytest.approx(taken, rel=0.15)  # headers and names are a part of such small files
+    assert estimates[0].disk == pytest.approx(taken, rel=0.15)  # headers and names are a part of such small files
 
 
 class Operations(TorchDispatchMode):
@@ -232,16 +245,16 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_an_update_never_waits_for_the_device(workspace, tmp_path, monkeypatch):
+def test_a_step_never_waits_for_the_device(workspace, tmp_path, monkeypatch):
     """Operations whose result the processor has to see, or whose shape depends on data, would wait for a GPU."""
-    optimize, seen = distiller.Distiller.optimize, []
+    step, seen = distiller.Distiller.step, []
 
-    def optimize_and_note(self, window, counts):
+    def step_and_note(self, micro_batches, counts):
         with Operations() as operations:
-            optimize(self, window, counts)
+            step(self, micro_batches, counts)
         seen.append(operations.names)
 
-    monkeypatch.setattr(distiller.Distiller, "optimize", optimize_and_note)
+    monkeypatch.setattr(distiller.Distiller, "step", step_and_note)
     train(workspace, tmp_path / "run", "--alpha_mse", 0.01)
     assert {"addmm", "_fused_adamw_"} <= {name for names in seen for name in names}
     waits = {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "multinomial"}
@@ -313,7 +326,7 @@ def test_a_command_of_the_later_generation_runs(workspace, tmp_path):
           "--teacher_type", "bert", "--alpha_ce", 5.0, "--alpha_mlm", 2.0, "--alpha_cos", 1.0, "--alpha_clm", 0.0,
           "--mlm", "--freeze_pos_embs", "--force", "--fp16_opt_level", "O1", "--log_interval", 1)  # fmt: skip
     rows = metrics(tmp_path / "run", "train")
-    assert len(rows) == rows[-1]["update"]
+    assert len(rows) == rows[-1]["step"]
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -337,7 +350,7 @@ def test_a_command_of_the_later_generation_runs(workspace, tmp_path):
         (["--student_pretrained_weights", "{t}/hostile.pth"], "hostile.pth is no file of weights"),
         (["--student_pretrained_weights", "{t}/misfit.pth"], "misfit.pth does not fit"),
         (["--n_heads", "5"], "not a multiple of its 5 heads"),
-        (["--force", "--resume"], "--force begins anew and --resume goes on"),
+        (["--force", "--resume"], "--force starts over and --resume continues"),
         (["--word_mask", "0.9"], "must add up to 1"),
         (["--alpha_ce", "-1"], "--alpha_ce -1.0: it must be 0 or more"),
         (["--alpha_ce", "0", "--alpha_mlm", "0", "--alpha_cos", "0"], "nothing to learn from"),
@@ -441,7 +454,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(workspa
     error = capsys.readouterr().err
     assert "Traceback" not in error
     state = torch.load(folder / "training_state.pth", weights_only=True)
-    assert state["update"] > 0
+    assert state["step"] > 0
     assert "not finite in 1 of the last" in error
-    assert f"up to {state['update'] + 1} of" in error
+    assert f"up to {state['step'] + 1} of" in error
     assert all(tensor.isfinite().all() for tensor in state["student"].values())

@@ -1,3 +1,4 @@
+import argparse
 import os
 import signal
 import stat
@@ -5,7 +6,7 @@ import stat
 import pytest
 
 import utils
-from utils import InputError, RunError, StopSignal, atomic_write, cli
+from utils import InputError, RunError, StopSignal, atomic_write, command_line
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -48,8 +49,8 @@ def test_a_signal_is_noted_and_a_second_interrupt_stops_at_once():
     ],
 )
 def test_expected_errors_are_one_line_and_a_status(capsys, error, status, message):
-    @cli
-    def main(argv):
+    @command_line(argparse.ArgumentParser)
+    def main(args):
         raise error
 
     assert main([]) == status
@@ -57,8 +58,8 @@ def test_expected_errors_are_one_line_and_a_status(capsys, error, status, messag
 
 
 def test_bugs_keep_their_traceback():
-    @cli
-    def main(argv):
+    @command_line(argparse.ArgumentParser)
+    def main(args):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -1,12 +1,15 @@
 """The chunked loss and its gradients against the formula in float64, and what it may hold in memory."""
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vocabulary_loss import Projection, Weights, vocabulary_loss
+from training.losses import Terms
+from training.vocabulary_loss import Projection, vocabulary_loss
 
 N, DIM, T_DIM = 70, 24, 32
 
@@ -16,8 +19,12 @@ def formula(x, s_linear, t_rows, t_linear, labels, weights, temperature):
     s, t = s_linear(x), t_linear(t_rows)
     p_t = (t / temperature).softmax(-1)
     kl = (p_t * (p_t.log() - (s / temperature).softmax(-1).log())).sum() * temperature**2
-    sums = [kl, ((s - t) ** 2).sum(), F.cross_entropy(s[: len(labels)], labels, reduction="sum")]
-    return sum(weight * total for weight, total in zip(weights, sums, strict=True)), sums
+    sums = Terms(ce=kl, mse=((s - t) ** 2).sum(), labels=F.cross_entropy(s[: len(labels)], labels, reduction="sum"))
+    return sum(weights.map(operator.mul, sums)), sums
+
+
+def as_float(total):
+    return total.item() if isinstance(total, torch.Tensor) else total
 
 
 def make(voc_size, n_labels, bias=True, seed=0):
@@ -44,7 +51,7 @@ def gradients(loss, x, linear):
 def exact(x, s_linear, t_rows, t_linear, labels, weights, temperature):
     x64, s64, t64 = x.detach().double().requires_grad_(), in_double(s_linear), in_double(t_linear)
     loss, sums = formula(x64, s64, t_rows.double(), t64, labels, weights, temperature)
-    return loss.item(), [total.item() for total in sums], gradients(loss, x64, s64)
+    return loss.item(), sums.map(as_float), gradients(loss, x64, s64)
 
 
 def in_double(linear):
@@ -60,7 +67,7 @@ def ours(x, s_linear, t_rows, t_linear, labels, weights, temperature, dtype, chu
     loss, sums = vocabulary_loss(
         x, s_linear, s_projection, t_rows, t_projection, labels, weights, temperature, chunk_rows
     )
-    return loss.item(), sums.tolist(), gradients(loss, x, s_linear)
+    return loss.item(), sums.map(as_float), gradients(loss, x, s_linear)
 
 
 def error(found, true):
@@ -72,13 +79,13 @@ def error(found, true):
 @pytest.mark.parametrize(
     "weights, n_labels",
     [
-        (Weights(ce=0.07), 11),
-        (Weights(mse=0.002), 11),
-        (Weights(hard=0.2), N),
-        (Weights(ce=0.07, hard=0.2), 11),
-        (Weights(ce=0.07, mse=0.002, hard=0.2), N),
-        (Weights(ce=0.07, mse=0.002, hard=0.2), 0),
-        (Weights(mse=0.002, hard=0.2), 33),
+        (Terms(ce=0.07), 11),
+        (Terms(mse=0.002), 11),
+        (Terms(labels=0.2), N),
+        (Terms(ce=0.07, labels=0.2), 11),
+        (Terms(ce=0.07, mse=0.002, labels=0.2), N),
+        (Terms(ce=0.07, mse=0.002, labels=0.2), 0),
+        (Terms(mse=0.002, labels=0.2), 33),
     ],
 )
 def test_it_equals_the_formula(voc_size, bias, weights, n_labels):
@@ -94,7 +101,7 @@ def test_it_equals_the_formula(voc_size, bias, weights, n_labels):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_no_worse_than_autocast(dtype):
-    weights = Weights(ce=5 / N, mse=0.01 / N, hard=2 / 11)
+    weights = Terms(ce=5 / N, mse=0.01 / N, labels=2 / 11)
     for seed in range(3):
         given = x, s_linear, t_rows, t_linear, labels = make(2003, 11, seed=seed)
         true_loss, _, true_gradients = exact(*given, weights, 2.0)
@@ -107,7 +114,7 @@ def test_half_precision_is_no_worse_than_autocast(dtype):
             * F.kl_div((s / 2).log_softmax(-1), (t / 2).log_softmax(-1), reduction="sum", log_target=True)
         )
         loss = loss + weights.mse * F.mse_loss(s, t, reduction="sum")
-        loss = loss + weights.hard * F.cross_entropy(s[:11], labels, reduction="sum")
+        loss = loss + weights.labels * F.cross_entropy(s[:11], labels, reduction="sum")
         autocast_loss = loss.item()
         autocast = gradients(loss, x, s_linear)
         loss, _, found = ours(*given, weights, 2.0, dtype, 16)
@@ -119,7 +126,7 @@ def test_half_precision_is_no_worse_than_autocast(dtype):
 def test_the_gradient_is_that_of_the_weighted_loss():
     """What comes after, such as a float16 scaler, multiplies the loss: so must the gradients be."""
     given = x, s_linear, t_rows, t_linear, labels = make(97, 11)
-    weights = Weights(ce=0.07, hard=0.2)
+    weights = Terms(ce=0.07, labels=0.2)
     _, _, once = ours(*given, weights, 2.0, torch.float32, 16)
     loss, _ = vocabulary_loss(
         x, s_linear, Projection.of(s_linear, torch.float32), t_rows, Projection.of(t_linear, torch.float32), labels,
@@ -146,6 +153,6 @@ def test_nothing_of_tokens_by_vocabulary_is_ever_alive():
     voc_size, chunk_rows = 2000, 4
     given = make(voc_size, 11)
     with LargestTensor() as largest:
-        ours(*given, Weights(ce=0.07, mse=0.002, hard=0.2), 2.0, torch.float32, chunk_rows)
+        ours(*given, Terms(ce=0.07, mse=0.002, labels=0.2), 2.0, torch.float32, chunk_rows)
     assert largest.entries < N * voc_size
-    assert largest.entries <= max(4 * chunk_rows, T_DIM) * voc_size  # the room to work in; the projection itself
+    assert largest.entries <= max(4 * chunk_rows, T_DIM) * voc_size  # the scratch space; the projection itself

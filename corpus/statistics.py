@@ -1,13 +1,13 @@
-"""What a corpus consists of, found out in one pass: lengths, tokens, unknown and misplaced ones, duplicates."""
+"""What a corpus consists of, found by reading it once: lengths, tokens, unknown and misplaced ones, duplicates."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
-from corpus import TokenCorpus
-from lm_seqs_dataset import count_per_sequence, has_boundaries
-from tokenization import boundary_ids, unknown_id
+from corpus.files import TokenCorpus
+from corpus.tokenization import boundary_ids, has_boundaries, unknown_id
+from dataset import count_per_sequence
+from utils import progress_bar
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits like random ones
 PLACE_WEIGHTS = np.random.default_rng(0).integers(1 << 63, size=1 << 16, dtype=np.uint64) << np.uint64(1) | np.uint64(1)
@@ -15,7 +15,7 @@ PLACE_WEIGHTS = np.random.default_rng(0).integers(1 << 63, size=1 << 16, dtype=n
 
 @dataclass
 class CorpusStatistics:
-    """All that the pass finds.
+    """All that `survey` finds.
 
     Attributes:
         lengths: (n_sequences,) int32, tokens with the boundary tokens.
@@ -47,15 +47,14 @@ def survey(corpus: TokenCorpus, special_ids: dict) -> CorpusStatistics:
     counts = np.zeros(0, np.int64)
     misplaced = []
     unk = unknown_id(special_ids)
-    with tqdm(total=corpus.n_tokens, unit=" tokens", unit_scale=True, dynamic_ncols=True, disable=None) as progress:
+    with progress_bar(total=corpus.n_tokens, unit=" tokens", unit_scale=True) as progress:
         for first, offsets, ids in corpus.blocks():
             offsets = offsets - offsets[0]
             block = slice(first, first + len(offsets) - 1)
             lengths[block] = np.diff(offsets)
             hashes[block] = hash_sequences(ids, offsets)
-            found = np.bincount(ids)
-            counts, found = (counts, found) if len(counts) >= len(found) else (found, counts)
-            counts[: len(found)] += found
+            shorter, counts = sorted((counts, np.bincount(ids)), key=len)  # each is as long as its largest id asks for
+            counts[: len(shorter)] += shorter
             misplaced.append(first + np.flatnonzero(~has_boundaries(ids, offsets, special_ids)))
             if unk is not None:
                 unknown[block] = count_per_sequence(ids == unk, offsets) / np.maximum(lengths[block], 1)

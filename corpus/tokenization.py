@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import InputError, why_not_loaded
+from utils import InputError, quiet_transformers, why_not_loaded
 
 SPECIAL_TOKENS = ("unk", "sep", "pad", "cls", "mask", "bos", "eos")
 
@@ -16,6 +16,7 @@ def load_tokenizer(name: str):
     """The tokenizer of a hub name or folder. Raises: InputError if there is none."""
     from transformers import AutoTokenizer  # seconds to import
 
+    quiet_transformers()
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -52,6 +53,15 @@ def unknown_id(special_ids: dict) -> int | None:
     """The id of [UNK]. GPT-2 has no unknown token, and names its end-of-text token in that place."""
     unknown = special_ids["unk"]
     return None if unknown in (special_ids["eos"], special_ids["bos"]) else unknown
+
+
+def has_boundaries(ids: np.ndarray, offsets: np.ndarray, special_ids: dict) -> np.ndarray:
+    """(n_sequences,) bool, whether each sequence of a block begins and ends with its boundary tokens."""
+    begin, end = boundary_ids(special_ids)
+    starts, stops = offsets[:-1] - offsets[0], offsets[1:] - offsets[0]
+    right = stops - starts >= 2
+    right[right] = (ids[starts[right]] == begin) & (ids[stops[right] - 1] == end)
+    return right
 
 
 class LineEncoder:

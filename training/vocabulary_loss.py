@@ -1,23 +1,29 @@
 """The losses over the vocabulary and their gradients, chunk by chunk of rows.
 
 A row of BERT's logits is 122 kB; with those of both models, their softmaxes and gradients, the logits of a batch are
-what most memory goes to. But their gradient is known in closed form: with s and t the logits of student and teacher,
+what most memory goes to. They need not be kept for a backward pass, since their gradient is known in closed form. With
+s and t the logits of student and teacher, and w the weight of each term,
 
-    dL/ds = w_ce T (softmax(s / T) - softmax(t / T)) + w_hard (softmax(s) - onehot(label)) + 2 w_mse (s - t)
+    cross-entropy            -log softmax(s)[label]                      d/ds = softmax(s) - onehot(label)
+    distillation at T        T^2 KL(softmax(t / T) || softmax(s / T))    d/ds = T (softmax(s / T) - softmax(t / T))
+    squared error            |s - t|^2                                   d/ds = 2 (s - t)
 
-so one pass over chunks of rows computes the logits, the losses and what the rows and the projection get as gradients,
-and no more than a chunk of logits is ever alive. The sums are those of `losses`, which says where they come from.
+(T^2 from the factor, 1 / T from the inner derivative of s / T.) So the logits of a chunk are computed, give the loss
+and its gradient by s, from which those of the rows and of the projection follow by two matrix products, and are
+overwritten by the next chunk. No more than a chunk of logits is ever alive. The sums are those of `losses`.
 
-Dimensions: n rows (tokens), the first n_labels of them with a hard label; voc_size, and voc_padded, the next multiple
-of 8, which matrix products are faster at (the columns added have a bias of -inf: probability 0, exactly); dim.
+Dimensions: n rows, the first n_labels of them with a label; voc_size, and voc_padded, the next multiple of 8, which
+matrix products are faster at (the columns added have a bias of -inf: probability 0, exactly); dim.
 """
 
+import operator
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-TERMS = ("ce", "mse", "hard")
+from training.losses import Terms
+
 ALIGNMENT = 8
 CHUNK_ROWS = {"cpu": 256, "cuda": 4096}  # on a CPU the logits should stay near the cores
 
@@ -47,14 +53,6 @@ class Projection(NamedTuple):
         return out.copy_(nn.functional.linear(rows, self.weight, self.bias))
 
 
-class Weights(NamedTuple):
-    """What each sum is multiplied by in the loss: alpha divided by the number of rows; 0 leaves the term out."""
-
-    ce: float = 0.0
-    mse: float = 0.0
-    hard: float = 0.0
-
-
 def vocabulary_loss(
     s_rows: torch.Tensor,
     s_linear: nn.Linear,
@@ -62,10 +60,10 @@ def vocabulary_loss(
     t_rows: torch.Tensor | None,
     t_projection: Projection | None,
     labels: torch.Tensor,
-    weights: Weights,
+    weights: Terms,
     temperature: float = 1.0,
     chunk_rows: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Terms]:
     """The weighted loss of some rows, whose gradients are known as soon as it returns.
 
     Args:
@@ -75,19 +73,21 @@ def vocabulary_loss(
         t_rows: (n, dim of the teacher); None if neither ce nor mse is wanted.
         t_projection: the teacher's.
         labels: (n_labels,) int64, of the first n_labels rows.
-        weights: of the terms.
+        weights: what each sum is multiplied by: alpha divided by the number of rows; 0 leaves a term out. That of cos
+            is not looked at.
         temperature: T, of the ce term.
         chunk_rows: rows at a time; None for what suits the device.
 
     Returns:
         loss: scalar, float32, the weighted sum of the terms; `backward` may be called on it once.
-        sums: (3,) float64, the sums over rows of the terms in the order of TERMS, without gradient.
+        sums: ce, mse and labels: the sums over rows, scalars, float64, without gradient.
     """
     chunk_rows = chunk_rows or CHUNK_ROWS.get(s_rows.device.type, max(CHUNK_ROWS.values()))
-    return _VocabularyLoss.apply(
-        s_rows, s_linear.weight, s_linear.bias, s_projection, t_rows, t_projection, labels, weights, temperature,
-        chunk_rows,
+    loss, ce, mse, of_labels = _VocabularyLoss.apply(
+        s_rows, s_linear.weight, s_linear.bias, s_projection, t_rows, t_projection, labels,
+        weights._replace(cos=0.0), temperature, chunk_rows,
     )  # fmt: skip
+    return loss, Terms(ce=ce, mse=mse, labels=of_labels)
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -98,25 +98,25 @@ class _VocabularyLoss(torch.autograd.Function):
         dtype, voc_size = s_projection.weight.dtype, s_projection.voc_size
         n, voc_padded = len(s_rows), len(s_projection.weight)
         x = s_rows.detach().to(dtype)  # (n, dim)
-        # Gradients are made with weights relative to the largest, so that float16 holds them, and scaled in `backward`.
+        # The weights are alphas divided by thousands of rows, and float16 would round such gradients to 0. So they are
+        # made with weights relative to the largest, and scaled in `backward`, together with what comes from above.
         scale = max(weights) or 1.0
-        relative = Weights(*(value / scale for value in weights))
+        relative = weights.map(lambda value: value / scale)
         grad_rows = torch.empty_like(x)
         grad_weight = x.new_zeros(voc_padded, x.shape[1], dtype=torch.float32)
         grad_bias = x.new_zeros(voc_padded, dtype=torch.float32)
-        row_sums = x.new_zeros(len(TERMS), n, dtype=torch.float32)
+        sums = Terms.zeros(x.device)
         # Made once: to get fresh memory from the system for each chunk takes as long as the softmax itself.
         buffers = x.new_empty(4, min(chunk_rows, n), voc_padded, dtype=torch.float32)
 
         for start in range(0, n, chunk_rows):
             chunk = slice(start, min(start + chunk_rows, n))
-            s, t, *room = buffers[:, : chunk.stop - start]  # (rows of the chunk, voc_padded)
+            s, t, *scratch = buffers[:, : chunk.stop - start]  # (rows of the chunk, voc_padded)
             s_projection.logits(x[chunk], s)
             if t_projection is not None:
                 t_projection.logits(t_rows[chunk].to(dtype), t)
-            grad = chunk_gradient(
-                s, t, room, labels[chunk], relative, temperature, voc_size, row_sums[:, chunk]
-            )  # (rows of the chunk, voc_padded)
+            grad, chunk_sums = chunk_gradient(s, t, scratch, labels[chunk], relative, temperature, voc_size)
+            sums = sums.map(operator.add, chunk_sums)
             grad_bias += grad.sum(0)
             grad = grad.to(dtype)
             torch.mm(grad, s_projection.weight, out=grad_rows[chunk])
@@ -127,14 +127,13 @@ class _VocabularyLoss(torch.autograd.Function):
 
         ctx.save_for_backward(grad_rows, grad_weight[:voc_size], grad_bias[:voc_size])
         ctx.scale, ctx.rows_dtype, ctx.has_bias = scale, s_rows.dtype, bias is not None
-        sums = row_sums.double().sum(1)
-        ctx.mark_non_differentiable(sums)
-        loss = sum(weight * total for weight, total in zip(weights, sums, strict=True))
-        return loss.float(), sums
+        loss = sum(weights.map(operator.mul, sums))
+        ctx.mark_non_differentiable(sums.ce, sums.mse, sums.labels)
+        return loss.float(), sums.ce, sums.mse, sums.labels
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss, _):
+    def backward(ctx, grad_loss, *_):
         grad_rows, grad_weight, grad_bias = ctx.saved_tensors
         scale = grad_loss.float() * ctx.scale
         grad_rows = (grad_rows.float() * scale).to(ctx.rows_dtype)
@@ -144,66 +143,73 @@ class _VocabularyLoss(torch.autograd.Function):
 def chunk_gradient(
     s: torch.Tensor,
     t: torch.Tensor,
-    room: list[torch.Tensor],
+    scratch: list[torch.Tensor],
     labels: torch.Tensor,
-    weights: Weights,
+    weights: Terms,
     temperature: float,
     voc_size: int,
-    row_sums: torch.Tensor,
-) -> torch.Tensor:
-    """The losses of each row, and their gradient by the student's logits. Overwrites `s`, `t` and `room`.
+) -> tuple[torch.Tensor, Terms]:
+    """The gradient of the weighted loss by the student's logits. Overwrites `s`, `t` and `scratch`.
 
     Args:
         s, t: (n, voc_padded) logits, float32.
-        room: two more of them to work in.
+        scratch: two more of them to work in.
         labels: (n_labels,) of the first rows.
-        row_sums: (3, n) receives the unweighted loss of each row and term, in the order of TERMS.
 
-    Returns: (n, voc_padded) float32.
+    Returns:
+        gradient: (n, voc_padded) float32.
+        sums: the unweighted sums over rows, scalars, float64; those left out are 0.
     """
-    grad = None
+    gradient, sums = None, Terms()
     if weights.mse:
-        grad = s - t
-        grad[:, voc_size:] = 0  # where it is inf - inf
-        row_sums[1] = torch.linalg.vecdot(grad, grad)
-        grad *= 2 * weights.mse
+        gradient = s - t
+        gradient[:, voc_size:] = 0  # where it is inf - inf
+        sums = sums._replace(mse=torch.linalg.vecdot(gradient, gradient).double().sum())
+        gradient *= 2 * weights.mse
     hard = None
-    if weights.hard and len(labels):
-        hard, row_sums[2, : len(labels)] = _hard_gradient(s[: len(labels)], labels, weights.hard)
+    if weights.labels and len(labels):
+        hard, of_labels = _cross_entropy_gradient(s[: len(labels)], labels)
+        hard *= weights.labels
+        sums = sums._replace(labels=of_labels)
     if weights.ce:
-        soft, row_sums[0] = _soft_gradient(s, t, room, temperature, voc_size)
+        soft, ce = _distillation_gradient(s, t, scratch, temperature, voc_size)
         soft *= weights.ce * temperature
-        grad = soft if grad is None else grad.add_(soft)
-    if grad is None:
-        grad = torch.zeros_like(s) if hard is None or len(hard) < len(s) else hard
-    if hard is not None and grad is not hard:
-        grad[: len(hard)] += hard
-    return grad
+        sums = sums._replace(ce=ce)
+        gradient = soft if gradient is None else gradient.add_(soft)
+    if gradient is None:
+        gradient = torch.zeros_like(s) if hard is None or len(hard) < len(s) else hard
+    if hard is not None and gradient is not hard:
+        gradient[: len(hard)] += hard
+    return gradient, sums
 
 
-def _hard_gradient(s: torch.Tensor, labels: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy with the labels: its gradient, and each row's loss."""
+def _cross_entropy_gradient(s: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(s) - onehot(label), and the sum of the losses."""
     log_probs = torch.log_softmax(s, -1)
     at_labels = labels[:, None]
-    row_losses = -log_probs.gather(1, at_labels).squeeze(1)
-    grad = log_probs.exp_()
-    grad.scatter_add_(1, at_labels, grad.new_full((1, 1), -1.0).expand(len(labels), 1))
-    return grad.mul_(weight), row_losses
+    loss = -log_probs.gather(1, at_labels).double().sum()
+    gradient = log_probs.exp_()
+    gradient.scatter_add_(1, at_labels, gradient.new_full((1, 1), -1.0).expand(len(labels), 1))
+    return gradient, loss
 
 
-def _soft_gradient(
-    s: torch.Tensor, t: torch.Tensor, room: list[torch.Tensor], temperature: float, voc_size: int
+def _distillation_gradient(
+    s: torch.Tensor, t: torch.Tensor, scratch: list[torch.Tensor], temperature: float, voc_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(s / T) - softmax(t / T), and T^2 KL of each row. Overwrites `s`, `t` and `room`."""
+    """softmax(s / T) - softmax(t / T), and the sum of T^2 KL. Overwrites `s`, `t` and `scratch`.
+
+    With p and q the softmaxes of s / T and t / T, KL(q || p) = sum of q (log q - log p), and log p = s / T - lse_s with
+    lse_s the log of the sum of exponentials. So KL = sum of q (t - s) / T - lse_t + lse_s, which needs no logarithm of
+    the whole chunk. lse_s follows from any entry, as s / T - log p; the largest has no rounding to fear.
+    """
     if temperature != 1:
         s /= temperature
         t /= temperature
-    p, q = (torch.softmax(logits, -1, out=out) for logits, out in zip((s, t), room, strict=True))
-    # log of the sum of exponentials, from the largest entry and its probability: cheaper than from all
+    p, q = (torch.softmax(logits, -1, out=out) for logits, out in zip((s, t), scratch, strict=True))
     lse_s = s.amax(-1) - p.amax(-1).log()
     lse_t = t.amax(-1) - q.amax(-1).log()
     t -= s
     t[:, voc_size:] = 0  # where it is inf - inf
     t *= q
     kl = t.sum(-1) - lse_t + lse_s
-    return p.sub_(q), kl * temperature**2
+    return p.sub_(q), kl.double().sum() * temperature**2

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus import TokenCorpus
-from dataset import TokenFile
-from safe_pickle import load_plain_pickle
+from corpus.files import TokenCorpus
+from dataset import TokenFile, load_plain_pickle
 from utils import InputError
 
 SPAN = 1 << 22  # tokens of one task
@@ -30,8 +29,8 @@ def count_tokens(corpus: TokenCorpus, vocab_size: int, map_tasks: Callable = map
         for start in range(0, file.n_tokens, SPAN)
     ]
     counts = np.zeros(vocab_size, np.int64)
-    for found in map_tasks(_count_span, tasks):
-        counts += found
+    for counts_of_span in map_tasks(_count_span, tasks):
+        counts += counts_of_span
     return counts
 
 

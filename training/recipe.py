@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """What each number means stands in `train.py --help`, and so do the defaults of a command."""
+    """What each number means stands in `train.py --help`. The defaults, which stand only here, are DistilBERT's."""
 
+    # loss
     alpha_ce: float = 5.0
     alpha_mlm: float = 2.0
     alpha_clm: float = 0.0
@@ -14,21 +15,35 @@ class Recipe:
     alpha_cos: float = 1.0
     temperature: float = 2.0
     restrict_ce_to_mask: bool = False
+    # masking
+    mlm_mask_prop: float = 0.15
+    word_mask: float = 0.8
+    word_keep: float = 0.1
+    word_rand: float = 0.1
+    mlm_smoothing: float = 0.7
+    # batches and steps
     n_epoch: int = 3
+    batch_size: int = 5
+    tokens_per_batch: int | None = None
     gradient_accumulation_steps: int = 50
-    tokens_per_pass: int = 0
+    shuffle: bool = True
+    group_by_size: bool = True
+    # optimization
     learning_rate: float = 5e-4
     warmup_prop: float = 0.05
     weight_decay: float = 0.0
     adam_epsilon: float = 1e-6
     max_grad_norm: float = 5.0
     seed: int = 56
+    # machine
+    tokens_per_micro_batch: int = 0
+    num_workers: int = 0
+    compile: bool = False
+    peak_tflops: float | None = None
+    # intervals
     log_interval: int | None = None
     eval_interval: int | None = None
     checkpoint_interval: int | None = None
-    num_workers: int = 0
-    peak_tflops: float | None = None
-    compile: bool = False
 
     @property
     def uses_teacher(self) -> bool:
@@ -40,5 +55,5 @@ class Recipe:
 
     @property
     def head_on_all_tokens(self) -> bool:
-        """Whether a loss needs the logits of every attended token, not only of those with a hard label."""
+        """Whether a loss needs the logits of every attended token, not only of those with a label."""
         return self.uses_teacher_logits and not self.restrict_ce_to_mask

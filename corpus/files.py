@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from corpus.tokenization import describe_tokenizer
 from dataset import TokenFile, TokensInMemory, TokensOnDisk, open_token_file
-from tokenization import describe_tokenizer
 from utils import InputError, expand_globs, logger
 
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.pickle")
@@ -24,20 +24,20 @@ class TokenCorpus:
     Attributes:
         files: what it consists of.
         first_sequence, first_token: (n_files + 1,) int64, where each file begins among all, and the total.
-        tokenizer: what `describe_tokenizer` said when the files were made; None for files of other tools.
+        made_by: the description of the tokenizer that made the files; None for files of other tools.
     """
 
     def __init__(self, files: list[TokenFile]) -> None:
         self.files = files
         self.first_sequence = np.cumsum([0, *map(len, files)])
         self.first_token = np.cumsum([0, *(file.n_tokens for file in files)])
-        ours = [file for file in files if file.tokenizer]
-        self.tokenizer = ours[0].tokenizer if ours else None
+        ours = [file for file in files if file.made_by]
+        self.made_by = ours[0].made_by if ours else None
         for file in ours:
-            if file.tokenizer["vocab_hash"] != self.tokenizer["vocab_hash"]:
+            if file.made_by["vocab_hash"] != self.made_by["vocab_hash"]:
                 raise InputError(
-                    f"{file.path} was binarized with the tokenizer {file.tokenizer['tokenizer']}, but {ours[0].path} "
-                    f"with {self.tokenizer['tokenizer']}: give files of one tokenizer."
+                    f"{file.path} was binarized with the tokenizer {file.made_by['tokenizer']}, but {ours[0].path} "
+                    f"with {self.made_by['tokenizer']}: give files of one tokenizer."
                 )
 
     def __len__(self) -> int:
@@ -108,26 +108,26 @@ def open_corpus(names: list[str], tokenizer=None) -> TokenCorpus:
     Raises: InputError if there is no such file, or it is none of this tokenizer.
     """
     paths = expand_globs(names)
-    _tell_missing_shards(paths)
+    _log_missing_shards(paths)
     corpus = TokenCorpus([open_token_file(path) for path in paths])
-    if tokenizer is not None and corpus.tokenizer:
+    if tokenizer is not None and corpus.made_by:
         ours = describe_tokenizer(tokenizer)
-        if corpus.tokenizer["vocab_hash"] != ours["vocab_hash"]:
+        if corpus.made_by["vocab_hash"] != ours["vocab_hash"]:
             raise InputError(
-                f"{corpus} was binarized with the tokenizer {corpus.tokenizer['tokenizer']} of "
-                f"{corpus.tokenizer['vocab_size']} tokens, whose vocabulary is not that of {ours['tokenizer']} "
+                f"{corpus} was binarized with the tokenizer {corpus.made_by['tokenizer']} of "
+                f"{corpus.made_by['vocab_size']} tokens, whose vocabulary is not that of {ours['tokenizer']} "
                 f"({ours['vocab_size']}): binarize the text again, or give --tokenizer_name."
             )
     return corpus
 
 
-def _tell_missing_shards(paths: list[str]) -> None:
-    found: dict[tuple[str, str], set[int]] = {}
+def _log_missing_shards(paths: list[str]) -> None:
+    numbers_of: dict[tuple[str, str], set[int]] = {}  # (name, number of shards) -> the shards that are there
     for path in paths:
         if match := SHARD.fullmatch(path):
             name, number, total = match.groups()
-            found.setdefault((name, total), set()).add(int(number))
-    for (name, total), numbers in found.items():
+            numbers_of.setdefault((name, total), set()).add(int(number))
+    for (name, total), numbers in numbers_of.items():
         if missing := sorted(set(range(int(total))) - numbers):
             some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             logger.info("%s: of %d shards, these are not there: %s", name, int(total), some)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from models import LanguageModel
+from models.families import LanguageModel
 
 # Dense peak in TFLOP/s, from the makers' data sheets: name of the device, 16-bit tensor cores, float32 without them.
 # Names are looked for in this order, as words of what the driver calls the device.
@@ -58,17 +58,24 @@ class MatrixWork:
     def __init__(self, model: LanguageModel, needs_head: bool = True) -> None:
         config = model.model.config
         encoder = model.model.get_submodule(model.family.encoder)
-        in_encoder = {id(module) for module in encoder.modules()}
-        weights = {True: 0, False: 0}
-        for module in model.model.modules():
-            if isinstance(module, nn.Linear | Conv1D):
-                weights[id(module) in in_encoder] += module.weight.numel()
-        self.per_token = 2 * weights[True]
-        self.per_row = 2 * weights[False] if needs_head else 0
+        in_encoder = _matrix_weights(encoder)
+        in_head = _matrix_weights(model.model) - in_encoder
+        self.per_token = 2 * in_encoder
+        self.per_row = 2 * in_head if needs_head else 0
         self.per_pair = 4 * config.num_hidden_layers * config.hidden_size  # attention: scores, and their weighted sum
         if model.family.causal:
             self.per_pair //= 2
 
     def forward(self, tokens: float, rows: float, pairs: float) -> float:
-        """Args: real tokens, those of them that reach the head, and the sum of squared sequence lengths."""
+        """FLOPs of a batch.
+
+        Args:
+            tokens: real ones.
+            rows: how many of them reach the vocabulary head.
+            pairs: the sum of squared sequence lengths.
+        """
         return self.per_token * tokens + self.per_row * rows + self.per_pair * pairs
+
+
+def _matrix_weights(module: nn.Module) -> int:
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear | Conv1D))

@@ -1,12 +1,40 @@
 """The terms of the distillation loss, as sums over rows: the caller divides by how many rows there are in the whole
-accumulation window, so that batches of unequal size weigh by their tokens.
+step, so that batches of unequal size weigh by their tokens.
 
 Pure functions of tensors, in float32 whatever comes in.
-Dimensions: n rows (tokens), voc_size, dim.
+Dimensions: n rows (hidden states or logits of some of the tokens); voc_size; dim.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+
+class Terms(NamedTuple):
+    """One value for each term of the loss: its weight, its number of rows, or its sum over rows, a scalar tensor.
+
+    Attributes:
+        ce: KL to the teacher's soft predictions.
+        mse: squared error of the student's logits against the teacher's.
+        labels: cross-entropy with the true tokens: the masked ones (MLM), or the next ones (CLM).
+        cos: direction of the last hidden states.
+    """
+
+    ce: Any = 0.0
+    mse: Any = 0.0
+    labels: Any = 0.0
+    cos: Any = 0.0
+
+    def map(self, function: Callable, *others: "Terms") -> "Terms":
+        """The function's value for each term, called with that term's value here and in `others`."""
+        return Terms(*map(function, self, *others))
+
+    @classmethod
+    def zeros(cls, device: torch.device) -> "Terms":
+        """Scalars to add sums to, float64."""
+        return cls(*torch.zeros(len(cls._fields), dtype=torch.float64, device=device))
 
 
 def distillation(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -22,7 +50,7 @@ def distillation(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: fl
     return F.kl_div(s_log_probs, t_log_probs, reduction="sum", log_target=True) * temperature**2
 
 
-def hard_labels(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def cross_entropy(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum over rows of the cross-entropy with the true token: the MLM loss at masked positions, the CLM loss at all.
 
     Args:

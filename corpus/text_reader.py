@@ -1,8 +1,8 @@
-"""Lines of text out of files of any size, plain or compressed, as a whole or a shard's share, from any position.
+"""Lines of text out of files of any size, plain or compressed, all of them or a shard's part, from any position.
 
-A position is (number of the span, byte of the unpacked text), always at the beginning of a line. The same files give
-the same lines in the same order wherever reading is interrupted, and however many shards share them: the shards' lines,
-one shard after the other, are the lines of the whole.
+A position is (number of the span, byte of the uncompressed text), always at the beginning of a line. The same files
+give the same lines in the same order wherever reading is interrupted, and however many shards they are divided into:
+the shards' lines, one shard after the other, are the lines of the whole.
 """
 
 import bz2
@@ -24,7 +24,7 @@ STDIN = "-"
 BLOCK = 1 << 20  # bytes read at once
 MAX_LINE = 4 << 20  # bytes; a longer one is no sequence, and would not leave memory bounded
 SHOWN_WARNINGS = 5
-COMPRESSIONS = {  # how such a file begins, and what unpacks it
+COMPRESSIONS = {  # how such a file begins, and what decompresses it
     ".gz": (re.compile(rb"\x1f\x8b\x08"), gzip.open),
     ".bz2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
     ".xz": (re.compile(rb"\xfd7zXZ\0"), lzma.open),
@@ -33,7 +33,7 @@ COMPRESSIONS = {  # how such a file begins, and what unpacks it
 
 @contextlib.contextmanager
 def open_text(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The unpacked text of a file ("-": standard input), and the file itself, which tells how much of it is read.
+    """The uncompressed text of a file ("-": standard input), and the file itself, which tells how much of it is read.
 
     Raises: InputError if the file is damaged or cut short, at the place where reading comes upon it.
     """
@@ -41,12 +41,12 @@ def open_text(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         yield sys.stdin.buffer, sys.stdin.buffer
         return
     try:
-        with open(path, "rb") as packed:
-            if opener := _opener(path, packed):
-                with opener(packed) as text:
-                    yield text, packed
+        with open(path, "rb") as file:
+            if opener := _opener(path, file):
+                with opener(file) as text:
+                    yield text, file
             else:
-                yield packed, packed
+                yield file, file
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise _damaged(path, str(error)) from None
     except OSError as error:
@@ -56,13 +56,13 @@ def open_text(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def _opener(path: str, file: BinaryIO):
-    """What unpacks a file, told by its first bytes whatever its name; None for plain text."""
+    """What decompresses a file, told by its first bytes whatever its name; None for plain text."""
     start = file.read(10)
     file.seek(0)
-    found = next((opener for magic, opener in COMPRESSIONS.values() if magic.match(start)), None)
-    if not found and (suffix := Path(path).suffix) in COMPRESSIONS:
+    opener = next((opener for magic, opener in COMPRESSIONS.values() if magic.match(start)), None)
+    if not opener and (suffix := Path(path).suffix) in COMPRESSIONS:
         raise _damaged(path, f"not a {suffix} file")
-    return found
+    return opener
 
 
 def _damaged(path: str, reason: str) -> InputError:
@@ -75,7 +75,7 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
         yield from text
 
 
-# --------------------------------------------------------------------------------------------------------------- shares
+# --------------------------------------------------------------------------------------------------------------- shards
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class Span:
 
 
 def spans_of(paths: list[str], shard_id: int = 0, num_shards: int = 1) -> list[Span]:
-    """What shard `shard_id` of `num_shards` reads: an even share of the bytes of all files, one after the other.
+    """What shard `shard_id` of `num_shards` reads: an even part of the bytes of all files, one after the other.
 
-    The size of a compressed file is known only once it is unpacked: with several shards, each first makes such a pass.
+    The size of a compressed text is known only once it is decompressed: with several shards, each does that first.
     """
     if num_shards == 1:
         return [Span(path, 0, None if path == STDIN or _is_compressed(path) else _size(path)) for path in paths]
-    sizes = [_unpacked_size(path) for path in paths]
+    sizes = [_uncompressed_size(path) for path in paths]
     first, last = (sum(sizes) * k // num_shards for k in (shard_id, shard_id + 1))
     spans, at = [], 0  # `at`: where the file begins among all bytes
     for path, size in zip(paths, sizes, strict=True):
@@ -114,10 +114,10 @@ def _is_compressed(path: str) -> bool:
         return _opener(path, file) is not None
 
 
-def _unpacked_size(path: str) -> int:
+def _uncompressed_size(path: str) -> int:
     if not _is_compressed(path):
         return _size(path)
-    logger.info("unpacking %s once to know its size", path)
+    logger.info("decompressing %s once to know its size", path)
     with open_text(path) as (text, _):
         return text.seek(0, 2)
 
@@ -153,23 +153,23 @@ class TextReader:
         for i in range(first, len(self.spans)):
             span = self.spans[i]
             begin = None  # where the first line is that is read here
-            with open_text(span.path) as (text, packed):
+            with open_text(span.path) as (text, file):
                 for raw, start, line in _line_blocks(text, span, at if i == first and at else span.start):
                     begin = start if begin is None else begin
                     text_bytes = raw if start else raw.removeprefix(codecs.BOM_UTF8)
                     lines = self._decode(text_bytes, span.path, begin, line)
                     stop = start + len(raw)
-                    yield Block(lines, (i, stop), len(raw), self._estimate(stop, packed))
+                    yield Block(lines, (i, stop), len(raw), self._estimate(stop, file))
         if self.n_bad > SHOWN_WARNINGS:
             logger.warning("%d lines in all are not UTF-8", self.n_bad)
 
-    def _estimate(self, at: int, packed: BinaryIO) -> int | None:
+    def _estimate(self, at: int, file: BinaryIO) -> int | None:
         """How long the text of all spans is, if the rest is compressed as the current file so far."""
         if self.spans[0].path == STDIN:
             return None
         known = sum(span.stop - span.start for span in self.spans if span.stop is not None)
         compressed = sum(_size(span.path) for span in self.spans if span.stop is None)
-        return known + (int(compressed * at / packed.tell()) if compressed else 0)
+        return known + (int(compressed * at / file.tell()) if compressed else 0)
 
     def _decode(self, raw: bytes, path: str, begin: int, line: int) -> list[str]:
         try:
@@ -214,8 +214,8 @@ def _line_blocks(text: BinaryIO, span: Span, at: int) -> Iterator[tuple[bytes, i
             rest = block
             continue
         if span.stop is not None and at + end > span.stop:
-            found = block.find(b"\n", span.stop - 1 - at, end)  # the end of the last line that begins before
-            end = found + 1 if found >= 0 else end
+            last = block.find(b"\n", span.stop - 1 - at, end)  # the end of the last line that begins before
+            end = last + 1 if last >= 0 else end
         block, rest = block[:end], block[end:]
         yield block, at, line
         at += end
@@ -228,7 +228,7 @@ def _check_is_text(start: bytes, path: str) -> None:
 
 
 def _lines_before(path: str, position: int) -> int:
-    """How many lines end before a byte of the unpacked text."""
+    """How many lines end before a byte of the uncompressed text."""
     n, left = 0, position
     if left:
         with open_text(path) as (text, _):

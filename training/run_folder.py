@@ -2,7 +2,7 @@
 
     config.json model.safetensors + the tokenizer's files     what `from_pretrained` reads
     checkpoint.pth, model_epoch_N.pth                          the student's state dict: newest, and after each epoch
-    training_state.pth                                         all that `train.py --resume` goes on from
+    training_state.pth                                         all that `train.py --resume` continues from
     metrics.jsonl, log/train                                   one JSON object a row; the same for TensorBoard
     parameters.json, git_log.json                              flags and code of the run
     README.md                                                  the model card
@@ -22,17 +22,17 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-import model_card
+from training import model_card
 from utils import InputError, RunError, atomic_write, git_log, new_file_mode, write_json
 
 STATE = "training_state.pth"
 METRICS = "metrics.jsonl"
-MARK = "parameters.json"  # a folder that holds it is a run's output
+PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 UNFINISHED = ".*.tmp"
-WRITTEN = (  # --force removes these and nothing else
-    MARK, METRICS, STATE, "git_log.json", "checkpoint.pth", "model_epoch_*.pth", "log/train/events.out.*", "README.md",
-    "config.json", "generation_config.json", "model.safetensors", "tokenizer*.json", "special_tokens_map.json",
-    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", UNFINISHED,
+OUTPUT_FILES = (  # --force removes these and nothing else
+    PARAMETERS, METRICS, STATE, "git_log.json", "checkpoint.pth", "model_epoch_*.pth", "log/train/events.out.*",
+    "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer*.json",
+    "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", UNFINISHED,
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class RunFolder:
         path: `--dump_path`.
         parameters: every flag's value, for parameters.json and the card.
         tokenizer: what the model's users will need.
-        resumed_at: the update that a resumed run goes on from; None for a new one, which removes an old one's files.
+        resumed_at: the step after which a resumed run continues; None for a new one, which removes an old one's files.
     """
 
     def __init__(self, path: str | Path, parameters: dict, tokenizer, resumed_at: int | None = None) -> None:
@@ -52,23 +52,23 @@ class RunFolder:
         self.path, self.parameters = Path(path), parameters
         self.path.mkdir(parents=True, exist_ok=True)
         if resumed_at is None:
-            _clear(self.path, WRITTEN)
+            _clear(self.path, OUTPUT_FILES)
         else:
             _clear(self.path, (UNFINISHED,))  # what a killed process left
             _rewind_metrics(self.path / METRICS, resumed_at)
-        write_json(self.path / MARK, parameters)
+        write_json(self.path / PARAMETERS, parameters)
         write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
         tokenizer.save_pretrained(self.path)
         self.tensorboard = SummaryWriter(str(self.path / "log" / "train"), purge_step=resumed_at)
         self.metrics = open(self.path / METRICS, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
 
-    def log_metrics(self, kind: str, update: int, tokens: int, metrics: dict[str, float | None]) -> None:
+    def log_metrics(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
         """One row of metrics.jsonl and one point in each TensorBoard plot. `kind`: train or valid; None: unknown."""
-        row = {"kind": kind, "update": update, "tokens": tokens, **metrics}
+        row = {"kind": kind, "step": step, "tokens": tokens, **metrics}
         self.metrics.write(json.dumps(row) + "\n")
         for name, value in metrics.items():
             if value is not None:
-                self.tensorboard.add_scalar(f"{kind}/{name}", value, update)
+                self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def save(self, model: PreTrainedModel, state: dict, epoch: int | None) -> None:
         """The model in every form, then the state: a state never stands beside an older model.
@@ -80,15 +80,17 @@ class RunFolder:
             for name in names:
                 self._save_tensors(name, state["student"])
             self._save_pretrained(model)
-            card = model_card.render(self.path.name, model, self.parameters, read_metrics(self.path / METRICS))
+            card = model_card.make_card(
+                self.path.resolve().name, model, self.parameters, read_metrics(self.path / METRICS)
+            )
             with atomic_write(self.path / "README.md", "w") as file:
-                file.write(card)
+                file.write(str(card))
             self.tensorboard.flush()
             self._save_tensors(STATE, state)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save hides an OSError in a RuntimeError
             raise RunError(
-                f"the checkpoint of update {state['update']} could not be written to {self.path} ({error}); the one "
-                f"before it is kept: make room, and go on with --resume."
+                f"the checkpoint of step {state['step']} could not be written to {self.path} ({error}); the one "
+                f"before it is kept: make room, and continue with --resume."
             ) from None
 
     def _save_tensors(self, name: str, value: dict) -> None:
@@ -138,11 +140,13 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
         return
     if not force and not resume:
         raise InputError(
-            f"--dump_path {path} already exists: add --force to overwrite the run in it, --resume to go on with it, "
+            f"--dump_path {path} already exists: add --force to overwrite the run in it, --resume to continue it, "
             f"or give another folder."
         )
-    if not (path / MARK).is_file():
-        raise InputError(f"--dump_path {path} is not the output of a run (no {MARK}), so nothing is written there.")
+    if not (path / PARAMETERS).is_file():
+        raise InputError(
+            f"--dump_path {path} is not the output of a run (no {PARAMETERS}), so nothing is written there."
+        )
     for given in inputs:
         if Path(given).exists() and Path(given).resolve().is_relative_to(path.resolve()):
             raise InputError(f"--dump_path {path} holds {given}, which this run reads; give another folder.")
@@ -157,25 +161,25 @@ def _clear(folder: Path, patterns: tuple[str, ...]) -> None:
 def load_parameters(path: str | Path) -> dict:
     """The flags of the run in this folder."""
     try:
-        return json.loads((Path(path) / MARK).read_text())
+        return json.loads((Path(path) / PARAMETERS).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{Path(path) / MARK} can't be read ({error}), so the run can't go on.") from None
+        raise InputError(f"{Path(path) / PARAMETERS} can't be read ({error}), so the run can't continue.") from None
 
 
 def load_state(path: str | Path) -> dict | None:
-    """The state to go on from, or None if the run has saved none yet."""
+    """The state to continue from, or None if the run has saved none yet."""
     file = Path(path) / STATE
     if not file.exists():
         return None
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage can raise nearly anything
-        raise InputError(f"{file} is damaged ({type(error).__name__}); start again with --force.") from None
+        raise InputError(f"{file} is damaged ({type(error).__name__}); start over with --force.") from None
 
 
-def _rewind_metrics(file: Path, update: int) -> None:
-    """Drops the rows after `update`, which a resumed run writes again, and a last line that a kill cut short."""
+def _rewind_metrics(file: Path, step: int) -> None:
+    """Drops the rows after `step`, which a resumed run writes again, and a last line that a kill cut short."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
     with atomic_write(file, "w") as out:
-        out.writelines(line for line in whole if json.loads(line)["update"] <= update)
+        out.writelines(line for line in whole if json.loads(line)["step"] <= step)

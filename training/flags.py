@@ -4,9 +4,13 @@ Names are those of both generations of the original scripts.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from models import FAMILIES
+import utils
+from models.families import FAMILIES
+from training.distributed import add_precision_flags
+from training.recipe import Recipe
 from utils import InputError
 
 DEFAULT_TEACHER = "bert-base-uncased"
@@ -26,16 +30,13 @@ ARCHITECTURE = {
     "sinusoidal_pos_embds": (None, "sinusoidal_pos_embds"),
     "tie_weights_": ("tie_word_embeddings", "tie_word_embeddings"),
 }
+# Numbers of the recipe whose defaults depend on the student or on the machine (see `resolve_defaults` in train.py).
+RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "num_workers")
 REGULARIZATION = ("dropout", "attention_dropout")  # not a matter of shape: they go with any student
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="train.py --dump_path FOLDER --data_file FILE [flags]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = utils.make_parser(description, usage="train.py --dump_path FOLDER --data_file FILE [flags]")
     switch = argparse.BooleanOptionalAction
 
     group = parser.add_argument_group("files")
@@ -46,7 +47,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         required=True,
         help="binarized text to train on (scripts/binarized_data.py): files, or globs such as 'text-*.pickle'",
     )
-    group.add_argument("--token_counts", help="counts of that text (scripts/token_counts.py); default: counted anew")
+    group.add_argument("--token_counts", help="counts of that text (scripts/token_counts.py); default: the run counts")
     group.add_argument(
         "--valid_data_file", nargs="+", help="binarized text to evaluate on; default: --valid_share of --data_file"
     )
@@ -58,7 +59,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--force", action="store_true", help="overwrite the run that --dump_path holds")
     group.add_argument(
-        "--resume", action="store_true", help="go on from the state in --dump_path, or begin if there is none"
+        "--resume", action="store_true", help="continue from the state in --dump_path, or start if there is none"
     )
 
     group = parser.add_argument_group("teacher and tokenizer (hub names or local folders)")
@@ -100,53 +101,61 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--freeze_token_type_embds", action=switch, default=False, help="same for token types")
 
     group = parser.add_argument_group("loss: the weights of its terms, 0 to leave one out")
-    group.add_argument("--alpha_ce", type=float, default=5.0, help="KL to the teacher's predictions (%(default)s)")
-    group.add_argument("--alpha_mlm", type=float, help="masked words (default: 2.0; 0 for causal models)")
-    group.add_argument("--alpha_clm", type=float, help="next words (default: 2.0 for causal models, else 0)")
-    group.add_argument("--alpha_mse", type=float, default=0.0, help="squared error of the logits (%(default)s)")
-    group.add_argument("--alpha_cos", type=float, default=1.0, help="direction of the last hidden states (%(default)s)")
-    group.add_argument("--temperature", type=float, default=2.0, help="of both softmaxes in the KL (%(default)s)")
+    group.add_argument("--alpha_ce", type=float, help="KL to the teacher's predictions (%(default)s)")
+    group.add_argument(
+        "--alpha_mlm", type=float, help=f"masked words (default: {Recipe.alpha_mlm}; 0 for causal models)"
+    )
+    group.add_argument(
+        "--alpha_clm", type=float, help=f"next words (default: {Recipe.alpha_mlm} for causal models, else 0)"
+    )
+    group.add_argument("--alpha_mse", type=float, help="squared error of the logits (%(default)s)")
+    group.add_argument("--alpha_cos", type=float, help="direction of the last hidden states (%(default)s)")
+    group.add_argument("--temperature", type=float, help="of both softmaxes in the KL (%(default)s)")
     group.add_argument("--restrict_ce_to_mask", action="store_true", help="KL and MSE at masked positions only")
 
     group = parser.add_argument_group("masking")
     group.add_argument("--mlm", action=switch, help="masked (--no-mlm: causal) language model; the student tells it")
-    group.add_argument("--mlm_mask_prop", type=float, default=0.15, help="share of tokens chosen (%(default)s)")
-    group.add_argument("--word_mask", type=float, default=0.8, help="of those, share masked (%(default)s)")
-    group.add_argument("--word_keep", type=float, default=0.1, help="of those, share kept (%(default)s)")
-    group.add_argument("--word_rand", type=float, default=0.1, help="of those, share replaced at random (%(default)s)")
+    group.add_argument("--mlm_mask_prop", type=float, help="share of tokens chosen (%(default)s)")
+    group.add_argument("--word_mask", type=float, help="of those, share masked (%(default)s)")
+    group.add_argument("--word_keep", type=float, help="of those, share kept (%(default)s)")
+    group.add_argument("--word_rand", type=float, help="of those, share replaced at random (%(default)s)")
     group.add_argument(
-        "--mlm_smoothing", type=float, default=0.7, help="chosen with weight count^-smoothing; 0: evenly (%(default)s)"
+        "--mlm_smoothing",
+        type=float,
+        help="chosen with weight count^-smoothing; 0: evenly (%(default)s)",
     )
 
     group = parser.add_argument_group("optimization")
-    group.add_argument("--n_epoch", type=int, default=3, help="passes over the text (%(default)s)")
-    group.add_argument("--batch_size", type=int, default=5, help="sequences a micro-batch (%(default)s)")
-    group.add_argument("--tokens_per_batch", type=int, help="a micro-batch by tokens, padding included, instead")
+    group.add_argument("--n_epoch", type=int, help="times through the text (%(default)s)")
+    group.add_argument("--batch_size", type=int, help="sequences a batch (%(default)s)")
+    group.add_argument("--tokens_per_batch", type=int, help="a batch by tokens, padding included, instead")
     group.add_argument(
-        "--gradient_accumulation_steps", type=int, default=50, help="micro-batches an update and process (%(default)s)"
+        "--gradient_accumulation_steps",
+        type=int,
+        help="batches that a step takes on each process (%(default)s)",
     )
-    group.add_argument("--shuffle", action=switch, default=True, help="draw a new order each epoch (default: on)")
+    group.add_argument("--shuffle", action=switch, help="draw a new order each epoch (default: on)")
     group.add_argument(
-        "--group_by_size", action=switch, default=True, help="sequences of similar length together (default: on)"
+        "--group_by_size",
+        action=switch,
+        help="sequences of similar length together (default: on)",
     )
-    group.add_argument("--learning_rate", type=float, default=5e-4, help="peak (%(default)s)")
-    group.add_argument("--warmup_prop", type=float, default=0.05, help="share of updates up to the peak (%(default)s)")
-    group.add_argument("--weight_decay", type=float, default=0.0, help="not of biases and layer norms (%(default)s)")
-    group.add_argument("--adam_epsilon", type=float, default=1e-6, help="(%(default)s)")
-    group.add_argument("--max_grad_norm", type=float, default=5.0, help="gradients are clipped to it (%(default)s)")
-    group.add_argument("--seed", type=int, default=56, help="of order, masks, dropout, weights (%(default)s)")
+    group.add_argument("--learning_rate", type=float, help="peak (%(default)s)")
+    group.add_argument("--warmup_prop", type=float, help="share of the steps up to the peak (%(default)s)")
+    group.add_argument("--weight_decay", type=float, help="not of biases and layer norms (%(default)s)")
+    group.add_argument("--adam_epsilon", type=float, help="(%(default)s)")
+    group.add_argument("--max_grad_norm", type=float, help="gradients are clipped to it (%(default)s)")
+    group.add_argument("--seed", type=int, help="of order, masks, dropout, weights (%(default)s)")
 
     group = parser.add_argument_group("machine")
-    precision = group.add_mutually_exclusive_group()
-    precision.add_argument("--bf16", action="store_true", help="compute in bfloat16; default where it is native")
-    precision.add_argument("--fp16", action="store_true", help="compute in float16 with loss scaling (GPU only)")
-    precision.add_argument("--fp32", action="store_true", help="compute in float32; default elsewhere")
+    add_precision_flags(group)
     group.add_argument("--fp16_opt_level", help="accepted for old command lines; there is one level now")
     group.add_argument(
-        "--tokens_per_pass",
+        "--tokens_per_micro_batch",
         type=int,
-        help="the sequences of an update go through the models sorted by length, so many tokens at once; this changes "
-        "no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: by batch)",
+        help="the sequences of a step go through the models sorted by length, in micro-batches of so many tokens; this "
+        "changes no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: a batch "
+        "is a micro-batch)",
     )
     group.add_argument(
         "--compile", action=switch, default=False, help="torch.compile the models: minutes at the start (default: off)"
@@ -154,26 +163,27 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--n_gpu", type=int, help="GPUs over all machines, 0 for the CPU (default: what there is)")
     group.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers")
     group.add_argument("--num_workers", type=int, help="processes that prepare batches (default: 4 with a GPU, else 0)")
-
-    group.add_argument("--peak_tflops", type=float, help="of the device, for the MFU (default: from a table, flops.py)")
+    group.add_argument("--peak_tflops", type=float, help="of the device, for the MFU (default: see models/flops.py)")
     group.add_argument(
         "--dry_run",
         type=int,
         metavar="N",
-        help="only time N updates of this run, and say what the whole takes; writes nothing to --dump_path",
+        help="only time N steps of this run, and say what the whole takes; writes nothing to --dump_path",
     )
 
-    group = parser.add_argument_group("intervals, in updates")
+    group = parser.add_argument_group("intervals, in steps")
     group.add_argument("--log_interval", type=int, help="default: 100 lines a run, but at least one every 500")
     group.add_argument("--eval_interval", type=int, help="default: 20 evaluations a run")
     group.add_argument("--checkpoint_interval", type=int, help="default: every 15 minutes; always after an epoch")
+    given = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    parser.set_defaults(**{name: default for name, default in given.items() if name not in RESOLVED_LATER})
     return parser
 
 
 def sanity_checks(args: argparse.Namespace) -> None:
     """What the flags alone can get wrong. Raises: InputError that names them."""
     for name in ("alpha_ce", "alpha_mlm", "alpha_clm", "alpha_mse", "alpha_cos", "mlm_smoothing", "weight_decay",
-                 "tokens_per_pass"):  # fmt: skip
+                 "tokens_per_micro_batch"):  # fmt: skip
         if (value := getattr(args, name)) is not None and not 0 <= value < float("inf"):
             raise InputError(f"--{name} {value}: it must be 0 or more.")
     for name in ("n_epoch", "batch_size", "tokens_per_batch", "gradient_accumulation_steps", "temperature",
@@ -184,27 +194,29 @@ def sanity_checks(args: argparse.Namespace) -> None:
     for name in ("warmup_prop", "valid_share", "mlm_mask_prop", "word_mask", "word_keep", "word_rand"):
         if not 0 <= (value := getattr(args, name)) <= 1:
             raise InputError(f"--{name} {value}: it is a share, between 0 and 1.")
-    fates = args.word_mask + args.word_keep + args.word_rand
-    if abs(fates - 1) > 1e-6:
-        raise InputError(f"--word_mask, --word_keep and --word_rand must add up to 1, not to {fates:g}.")
+    total = args.word_mask + args.word_keep + args.word_rand
+    if abs(total - 1) > 1e-6:
+        raise InputError(f"--word_mask, --word_keep and --word_rand must add up to 1, not to {total:g}.")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: it must be 0 or more.")
     if args.force and args.resume:
-        raise InputError("--force begins anew and --resume goes on: give one of them.")
+        raise InputError("--force starts over and --resume continues: give one of them.")
     if args.tokens_per_batch and not args.group_by_size:
         raise InputError("--tokens_per_batch needs sequences grouped by length: leave out --no-group_by_size.")
     given = [f"--{name}" for name in ARCHITECTURE if name not in REGULARIZATION and getattr(args, name) is not None]
-    whole = args.student_config or (args.student_pretrained_weights if not is_state_dict(args) else None)
-    if given and whole:
-        raise InputError(f"{given[0]} contradicts {whole}, which says the student's shape: give one of them.")
-    if args.student_config and args.student_pretrained_weights and not is_state_dict(args):
+    student = whole_model(args.student_pretrained_weights)
+    shape = args.student_config or student
+    if given and shape:
+        raise InputError(f"{given[0]} contradicts {shape}, which says the student's shape: give one of them.")
+    if args.student_config and student:
         raise InputError(
-            f"--student_config contradicts --student_pretrained_weights {args.student_pretrained_weights}, a whole "
-            f"model with a shape of its own: give one of them."
+            f"--student_config contradicts --student_pretrained_weights {student}, a whole model with a shape of "
+            f"its own: give one of them."
         )
 
 
-def is_state_dict(args: argparse.Namespace) -> bool:
-    """Whether the student's first weights are a file of tensors, and not a whole model with a shape of its own."""
-    weights = args.student_pretrained_weights
-    return weights is not None and (Path(weights).is_file() or weights.endswith((".pth", ".pt", ".bin")))
+def whole_model(weights: str | None) -> str | None:
+    """`--student_pretrained_weights` if it names a whole model with a shape of its own; None for a file of tensors."""
+    if weights is None or Path(weights).is_file() or weights.endswith((".pth", ".pt", ".bin")):
+        return None
+    return weights

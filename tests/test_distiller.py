@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distiller import Corpus, Counts, Distiller
+from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
-from micro_batches import Masking, MicroBatch, prepare_batch_clm, prepare_batch_mlm
-from models import LanguageModel, build_student, half_depth_config
-from recipe import Recipe
-from utils import RunError, World
+from models.families import LanguageModel
+from models.student import build_student, half_depth_config
+from training.batches import Batch, Masking, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
+from training.distributed import World
+from training.recipe import Recipe
+from utils import RunError
 
 ONLY = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
 RECIPES = {
@@ -28,13 +30,13 @@ RECIPES = {
 }
 
 
-def straightforward(student, teacher, windows, recipe: Recipe) -> torch.Tensor:
+def straightforward(student, teacher, batches, recipe: Recipe) -> torch.Tensor:
     """The loss of the blueprint, written down as it reads: full logits, one padded batch, boolean selection.
 
-    `windows` are (input_ids, attended, lm_labels) triples, each (bs, seq_length); labels are -100 where there is none.
+    `batches` are (input_ids, attended, lm_labels) triples, each (bs, seq_length); labels are -100 where there is none.
     """
     kl, mse, n_kl, hard, n_hard, cos, n_cos = (0.0,) * 7
-    for input_ids, attended, labels in windows:
+    for input_ids, attended, labels in batches:
         out_s = student(input_ids, attention_mask=attended.long(), output_hidden_states=True)
         with torch.no_grad():
             out_t = teacher(input_ids, attention_mask=attended.long(), output_hidden_states=True)
@@ -65,22 +67,21 @@ def straightforward(student, teacher, windows, recipe: Recipe) -> torch.Tensor:
     )
 
 
-def distill_once(student, teacher, window, recipe: Recipe) -> tuple[float, dict]:
-    """The loss that a Distiller logs for one update, and the gradients that it hands to the optimizer."""
+def distill_once(student, teacher, micro_batches, recipe: Recipe) -> tuple[float, dict]:
+    """The loss that a Distiller logs for one step, and the gradients that it hands to the optimizer."""
     sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
     world = World(torch.device("cpu"))
-    corpus = Corpus(SimpleNamespace(), sampler, None, 0, None)
-    distiller = Distiller(recipe, LanguageModel(student), LanguageModel(teacher), corpus, world, torch.float32, None)
-    distiller.progress = SimpleNamespace(update=lambda n: None)
+    data = RunData(SimpleNamespace(), sampler, None, 0, None)
+    distiller = Distiller(recipe, LanguageModel(student), LanguageModel(teacher), data, world, torch.float32, None)
     gradients = {}
 
     def capture(optimizer, *_):
         gradients.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
 
-    distiller.optimizer.register_step_pre_hook(capture)
-    distiller.optimize(window, Counts.of(window, stop=False))
-    alphas = torch.tensor(list(distiller.alphas.values()))
-    return (alphas * distiller.interval["terms"]).sum().item(), gradients
+    distiller.optimization.optimizer.register_step_pre_hook(capture)
+    distiller.step(micro_batches, StepCounts.of(micro_batches))
+    metrics, _ = distiller.meter.read(1, 0.0)
+    return metrics["loss"], gradients
 
 
 def assert_gradients_equal(ours: dict, reference: torch.nn.Module) -> None:
@@ -97,7 +98,7 @@ def assert_gradients_equal(ours: dict, reference: torch.nn.Module) -> None:
 
 def triple(batch, ids_shape):
     labels = torch.full(ids_shape, -100).flatten()
-    labels[batch.head_rows[: len(batch.labels)]] = batch.labels
+    labels[batch.head_positions[: len(batch.labels)]] = batch.labels
     attended = torch.ones(ids_shape, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask.bool()
     return batch.input_ids, attended, labels.view(ids_shape)
 
@@ -113,13 +114,13 @@ def test_masked_losses_equal_the_formula(name, tokenizer, teacher):
     generator = np.random.default_rng(0)
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
     draw = lambda n: [generator.integers(5, len(tokenizer), generator.integers(8, 30)) for _ in range(n)]
-    window = [prepare_batch_mlm(draw(n), 0, masking, generator, recipe.head_on_all_tokens) for n in (3, 9)]
+    micro_batches = [prepare_batch_mlm(draw(n), 0, masking, generator, recipe.head_on_all_tokens) for n in (3, 9)]
     exact = copy.deepcopy(student).double()
     loss = straightforward(
-        exact, copy.deepcopy(teacher).double(), [triple(b, b.input_ids.shape) for b in window], recipe
+        exact, copy.deepcopy(teacher).double(), [triple(b, b.input_ids.shape) for b in micro_batches], recipe
     )
     loss.backward()
-    value, gradients = distill_once(student, teacher, window, recipe)
+    value, gradients = distill_once(student, teacher, micro_batches, recipe)
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients_equal(gradients, exact)
 
@@ -144,16 +145,16 @@ def test_accumulated_micro_batches_equal_one_large_batch(tokenizer, teacher):
             assert (gradient - gradients_3[name]).norm() < 1e-5 * gradient.norm(), name
 
 
-def part_of(batch: MicroBatch, start: int, stop: int) -> MicroBatch:
+def part_of(batch: Batch, start: int, stop: int) -> Batch:
     """Some sequences of a micro-batch, with the masks that they have there."""
     seq_length = batch.input_ids.shape[1]
-    inside = lambda rows: (rows >= start * seq_length) & (rows < stop * seq_length)
-    labelled = inside(batch.head_rows[: len(batch.labels)])
-    return MicroBatch(
+    inside = lambda positions: (positions >= start * seq_length) & (positions < stop * seq_length)
+    labelled = inside(batch.head_positions[: len(batch.labels)])
+    return Batch(
         batch.input_ids[start:stop],
         batch.attention_mask[start:stop],
-        batch.token_rows[inside(batch.token_rows)] - start * seq_length,
-        batch.head_rows[inside(batch.head_rows)] - start * seq_length,
+        batch.token_positions[inside(batch.token_positions)] - start * seq_length,
+        batch.head_positions[inside(batch.head_positions)] - start * seq_length,
         batch.labels[labelled],
     )
 
@@ -167,43 +168,42 @@ def test_causal_losses_equal_the_formula():
     student = GPT2LMHeadModel(GPT2Config(**shape, n_layer=1))
     recipe = Recipe(alpha_ce=5.0, alpha_mlm=0.0, alpha_clm=2.0, alpha_cos=1.0, max_grad_norm=1e9)
     generator = np.random.default_rng(0)
-    window = [
+    micro_batches = [
         prepare_batch_clm([generator.integers(0, 90, generator.integers(5, 30)) for _ in range(n)], 0) for n in (2, 7)
     ]
     triples = []
-    for batch in window:
+    for batch in micro_batches:
         attended = batch.attention_mask.bool()
         triples.append((batch.input_ids, attended, batch.input_ids.masked_fill(~attended, -100)))
     exact = copy.deepcopy(student).double()
     loss = straightforward(exact, copy.deepcopy(teacher).double(), triples, recipe)
     loss.backward()
-    value, gradients = distill_once(student, teacher, window, recipe)
+    value, gradients = distill_once(student, teacher, micro_batches, recipe)
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients_equal(gradients, exact)
 
 
-def test_an_update_that_is_not_finite_leaves_the_weights_alone(tokenizer, teacher):
+def test_a_step_that_is_not_finite_leaves_the_weights_alone(tokenizer, teacher):
     torch.manual_seed(1)
     student = build_student(half_depth_config(teacher.config), None)
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
-    window = [prepare_batch_mlm([np.arange(5, 30)] * 3, 0, masking, np.random.default_rng(0), True)]
+    micro_batches = [prepare_batch_mlm([np.arange(5, 30)] * 3, 0, masking, np.random.default_rng(0), True)]
     sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
-    corpus = Corpus(SimpleNamespace(), sampler, None, 0, None)
+    data = RunData(SimpleNamespace(), sampler, None, 0, None)
     models = LanguageModel(student), LanguageModel(teacher)
-    distiller = Distiller(Recipe(warmup_prop=0.0), *models, corpus, World(torch.device("cpu")), torch.float32, None)
-    distiller.progress = SimpleNamespace(update=lambda n: None)
-    step = distiller.step
+    distiller = Distiller(Recipe(warmup_prop=0.0), *models, data, World(torch.device("cpu")), torch.float32, None)
+    finite = distiller.micro_batch_loss
 
     def overflow(*args):
-        loss, sums = step(*args)
+        loss, sums = finite(*args)
         return loss * torch.inf, sums
 
     before = copy.deepcopy(student.state_dict())
-    distiller.step = overflow
-    distiller.optimize(window, Counts.of(window, stop=False))
+    distiller.micro_batch_loss = overflow
+    distiller.step(micro_batches, StepCounts.of(micro_batches))
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
-    with pytest.raises(RunError, match="not finite in 1 of the last 1 updates"):
+    with pytest.raises(RunError, match="not finite in 1 of the last 1 steps"):
         distiller.save()
-    distiller.step = step
-    distiller.optimize(window, Counts.of(window, stop=False))
+    distiller.micro_batch_loss = finite
+    distiller.step(micro_batches, StepCounts.of(micro_batches))
     assert not torch.equal(student.state_dict()["vocab_transform.weight"], before["vocab_transform.weight"])

@@ -3,6 +3,8 @@
 Sequences and masks are the same for every run and every model on a file: they depend on neither the seed nor the recipe
 of a run. Tokens are masked evenly, as BERT's were, not with the training's emphasis on rare ones; so the figures of
 runs with other counts or another smoothing can be compared.
+
+Dimensions: n_labels masked (or next) tokens of a batch; voc_size.
 """
 
 import math
@@ -11,14 +13,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-import losses
-from corpus import TokenCorpus
+from corpus.files import TokenCorpus
+from corpus.tokenization import describe_tokenizer
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from micro_batches import Masking, MicroBatch, MicroBatches
-from models import LanguageModel
-from tokenization import describe_tokenizer
-from utils import World
+from models.families import LanguageModel
+from training import losses
+from training.batches import Batch, Batches, Masking
+from training.distributed import World
 
 SEED = (0, 1 << 31)  # of the masks; no epoch has this number
 TOKENS_PER_BATCH = 4096
@@ -33,15 +35,15 @@ def held_out_sequences(n_sequences: int, share: float) -> np.ndarray:
 
 def held_out_batches(
     corpus: TokenCorpus, tokenizer, max_length: int, causal: bool, sequences: np.ndarray | None
-) -> MicroBatches:
-    """Micro-batches of these sequences of a corpus (None: of all), with masks that never change."""
+) -> Batches:
+    """Batches of these sequences of a corpus (None: of all), with masks that never change."""
     selected = corpus if sequences is None else corpus.take(sequences)
     dataset = LmSeqsDataset(selected, describe_tokenizer(tokenizer)["special_ids"], max_length)
     dataset.log_summary("held-out text")
     budget = max(TOKENS_PER_BATCH, int(dataset.lengths.max()) + 8)
     sampler = GroupedBatchSampler(dataset.lengths, tokens_per_batch=budget, shuffle=False)
     masking = None if causal else Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
-    return MicroBatches(dataset, sampler, SEED, masking, padding_id(tokenizer))
+    return Batches(dataset, sampler, SEED, masking, padding_id(tokenizer))
 
 
 def padding_id(tokenizer) -> int:
@@ -51,7 +53,7 @@ def padding_id(tokenizer) -> int:
 
 @torch.no_grad()
 def evaluate(
-    student: LanguageModel, teacher: LanguageModel | None, batches: MicroBatches, world: World, dtype: torch.dtype
+    student: LanguageModel, teacher: LanguageModel | None, batches: Batches, world: World, dtype: torch.dtype
 ) -> dict[str, float]:
     """Means over the labelled positions of all batches, over all processes.
 
@@ -60,11 +62,11 @@ def evaluate(
         `teacher_loss` and `teacher_accuracy`.
     """
     student.eval()
-    names = ["rows", "loss", "accuracy"]
+    names = ["labels", "loss", "accuracy"]
     names += ["kl", "agreement", "teacher_loss", "teacher_accuracy"] if teacher else []
     sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
-    share = batches.sampler.share_of_rank(world.rank, world.size)
-    for batch in DataLoader(batches, batch_size=None, sampler=share, generator=torch.Generator()):
+    mine = batches.sampler.batches_of_rank(world.rank, world.size)
+    for batch in DataLoader(batches, batch_size=None, sampler=mine, generator=torch.Generator()):
         with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
             sums += _sums(student, teacher, batch.to(world.device))
     world.all_reduce(sums)
@@ -73,15 +75,18 @@ def evaluate(
     return metrics | dict(zip(names[2:], others, strict=True))
 
 
-def _sums(student: LanguageModel, teacher: LanguageModel | None, batch: MicroBatch) -> torch.Tensor:
-    rows = batch.head_rows[: len(batch.labels)]  # (n_labels,)
-    logits = student.logits(student.hidden(batch.input_ids, batch.attention_mask)[rows])  # (n_labels, voc_size)
+def _sums(student: LanguageModel, teacher: LanguageModel | None, batch: Batch) -> torch.Tensor:
+    """Sums over the labelled positions, in the order of `names`."""
+    positions = batch.head_positions[: len(batch.labels)]  # (n_labels,)
+    logits = student.logits(student.hidden(batch.input_ids, batch.attention_mask)[positions])  # (n_labels, voc_size)
     guess = logits.argmax(-1)  # (n_labels,)
-    n_labels = guess.new_tensor(len(rows))
-    sums = [n_labels, losses.hard_labels(logits, batch.labels), (guess == batch.labels).sum()]
+    n_labels = guess.new_tensor(len(positions))
+    sums = [n_labels, losses.cross_entropy(logits, batch.labels), (guess == batch.labels).sum()]
     if teacher:
-        t_logits = teacher.logits(teacher.hidden(batch.input_ids, batch.attention_mask)[rows])  # (n_labels, voc_size)
+        t_logits = teacher.logits(
+            teacher.hidden(batch.input_ids, batch.attention_mask)[positions]
+        )  # (n_labels, voc_size)
         t_guess = t_logits.argmax(-1)
         sums += [losses.distillation(logits, t_logits, 1.0), (guess == t_guess).sum()]
-        sums += [losses.hard_labels(t_logits, batch.labels), (t_guess == batch.labels).sum()]
+        sums += [losses.cross_entropy(t_logits, batch.labels), (t_guess == batch.labels).sum()]
     return torch.stack([value.double() for value in sums])

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from grouped_batch_sampler import GroupedBatchSampler
-from micro_batches import (
+from training.batches import (
     MAX_PADDING,
+    Batches,
     Masking,
-    MicroBatches,
+    cut_micro_batches,
     draw_mask,
     pad,
-    passes_within,
     prepare_batch_clm,
     prepare_batch_mlm,
 )
@@ -28,17 +28,17 @@ def test_only_chosen_tokens_change_and_the_labels_are_the_originals(masking):
     batch = prepare_batch_mlm(sequences, 0, masking, generator, head_on_all_tokens=True)
     ids, attended = pad(sequences, 0)
     n_tokens = sum(map(len, sequences))
-    chosen = batch.head_rows[: len(batch.labels)]
+    chosen = batch.head_positions[: len(batch.labels)]
     assert len(chosen) == np.ceil(0.15 * n_tokens)
     assert (batch.labels.numpy() == ids.ravel()[chosen]).all()
     untouched = np.setdiff1d(np.arange(ids.size), chosen)
     assert (batch.input_ids.flatten().numpy()[untouched] == ids.ravel()[untouched]).all()
-    assert (batch.token_rows.numpy() == np.flatnonzero(attended)).all()
+    assert (batch.token_positions.numpy() == np.flatnonzero(attended)).all()
     assert batch.input_ids.shape[1] % 8 == 0
     assert (batch.attention_mask.numpy() == attended).all()
 
     only_masked = prepare_batch_mlm(sequences, 0, masking, np.random.default_rng(1), head_on_all_tokens=False)
-    assert len(only_masked.head_rows) == len(only_masked.labels)
+    assert len(only_masked.head_positions) == len(only_masked.labels)
 
 
 def test_sequences_of_one_length_need_no_attention_mask(masking):
@@ -58,7 +58,7 @@ def test_special_tokens_are_neither_chosen_nor_drawn(masking):
         assert set(replaced[replaced < 4]) <= {3}
 
 
-def test_fate_of_chosen_tokens_is_80_10_10(masking):
+def test_replacement_of_chosen_tokens_is_80_10_10(masking):
     generator = np.random.default_rng(0)
     ids = generator.integers(4, 100, (40, 100))
     n, masked_n, kept_n = 0, 0, 0
@@ -115,13 +115,13 @@ def test_weights_follow_the_counts(tokenizer):
 
 def test_causal_labels_are_the_next_tokens():
     batch = prepare_batch_clm([np.array([5, 6, 7]), np.array([8, 9, 10, 11, 12])], pad_id=0)
-    positions = batch.head_rows[: len(batch.labels)]
+    positions = batch.head_positions[: len(batch.labels)]
     assert batch.labels.tolist() == [6, 7, 9, 10, 11, 12]
     assert torch.equal(batch.input_ids.flatten()[positions + 1], batch.labels)
-    assert len(batch.token_rows) == 8
+    assert len(batch.token_positions) == 8
 
 
-def test_a_micro_batch_is_a_function_of_seed_epoch_and_number(masking):
+def test_a_batch_is_a_function_of_seed_epoch_and_number(masking):
     class Dataset:
         lengths = np.full(60, 20)
 
@@ -129,25 +129,25 @@ def test_a_micro_batch_is_a_function_of_seed_epoch_and_number(masking):
             return np.arange(20) + 4 + i % 50
 
     sampler = GroupedBatchSampler(Dataset.lengths, batch_size=4, seed=7)
-    make = lambda seed, epoch: MicroBatches(Dataset(), sampler, (seed, epoch), masking, 0, True)
+    make = lambda seed, epoch: Batches(Dataset(), sampler, (seed, epoch), masking, 0, True)
     same = make(7, 1)[3], make(7, 1)[3]
     assert torch.equal(same[0].input_ids, same[1].input_ids)
     for other in (make(8, 1)[3], make(7, 2)[3], make(7, 1)[4]):
-        assert not torch.equal(same[0].head_rows[: len(same[0].labels)], other.head_rows[: len(other.labels)])
+        assert not torch.equal(same[0].head_positions[: len(same[0].labels)], other.head_positions[: len(other.labels)])
 
 
 def per_sequence(batches):
-    """[(ids, label of each token, whether it has logits)] of all sequences, sorted: what a pass has to keep."""
+    """[(ids, label of each token, whether it has logits)] of all sequences, sorted: what micro-batches have to keep."""
     found = []
     for batch in batches:
         bs, seq_length = batch.input_ids.shape
         attended = torch.ones(bs, seq_length, dtype=bool) if batch.attention_mask is None else batch.attention_mask
         labels, head = torch.full((bs * seq_length,), -1), torch.zeros(bs * seq_length, dtype=bool)
-        labels[batch.head_rows[: len(batch.labels)]] = batch.labels
-        head[batch.head_rows] = True
-        assert head.sum() == len(batch.head_rows)
-        assert attended.ravel()[batch.head_rows].all()
-        assert torch.equal(batch.token_rows, attended.ravel().nonzero().ravel())
+        labels[batch.head_positions[: len(batch.labels)]] = batch.labels
+        head[batch.head_positions] = True
+        assert head.sum() == len(batch.head_positions)
+        assert attended.ravel()[batch.head_positions].all()
+        assert torch.equal(batch.token_positions, attended.ravel().nonzero().ravel())
         rows = zip(batch.input_ids, labels.view(bs, -1), head.view(bs, -1), attended, strict=True)
         found += [(ids[real].tolist(), label[real].tolist(), at[real].tolist()) for ids, label, at, real in rows]
     return sorted(found)
@@ -155,7 +155,7 @@ def per_sequence(batches):
 
 @pytest.mark.parametrize("kind", ["all tokens", "masked tokens", "causal"])
 @pytest.mark.parametrize("tokens", [1, 40, 512, 100_000])
-def test_passes_keep_every_sequence_with_its_labels(masking, kind, tokens):
+def test_micro_batches_keep_every_sequence_with_its_labels(masking, kind, tokens):
     generator = np.random.default_rng(0)
     batches = []
     for lengths in ([11, 16, 9], [20, 20], [30], list(range(5, 60)), [7]):
@@ -164,23 +164,23 @@ def test_passes_keep_every_sequence_with_its_labels(masking, kind, tokens):
             batches.append(prepare_batch_clm(sequences, 0))
         else:
             batches.append(prepare_batch_mlm(sequences, 0, masking, generator, kind == "all tokens"))
-    passes = passes_within(batches, tokens, pad_id=0)
-    assert per_sequence(passes) == per_sequence(batches)
-    assert sum(batch.pairs for batch in passes) == sum(batch.pairs for batch in batches)
-    assert passes_within([], tokens, pad_id=0) == []
+    micro_batches = cut_micro_batches(batches, tokens, pad_id=0)
+    assert per_sequence(micro_batches) == per_sequence(batches)
+    assert sum(batch.pairs for batch in micro_batches) == sum(batch.pairs for batch in batches)
+    assert cut_micro_batches([], tokens, pad_id=0) == []
     if tokens == 1:
-        assert [len(batch.input_ids) for batch in passes] == [1] * 62
+        assert [len(batch.input_ids) for batch in micro_batches] == [1] * 62
 
 
-def test_passes_stay_within_the_budget_and_waste_little(masking):
+def test_micro_batches_stay_within_the_budget_and_waste_little(masking):
     generator = np.random.default_rng(0)
     sequences = [generator.integers(4, 100, n) for n in [*generator.integers(5, 60, 150), 700]]
     batches = [prepare_batch_mlm(sequences[i::10], 0, masking, generator, True) for i in range(10)]
-    passes = passes_within(batches, tokens=512, pad_id=0)
-    assert passes[-1].input_ids.shape == (1, 700)  # over the budget: alone
-    for batch in passes[:-1]:
+    micro_batches = cut_micro_batches(batches, tokens=512, pad_id=0)
+    assert micro_batches[-1].input_ids.shape == (1, 700)  # over the budget: alone
+    for batch in micro_batches[:-1]:
         lengths = batch.attention_mask.sum(1) if batch.attention_mask is not None else batch.input_ids.shape[1]
         alone = (-(-lengths // 8) * 8 * torch.ones(len(batch.input_ids))).sum()
         assert batch.input_ids.numel() <= 512
         assert batch.input_ids.numel() - alone <= MAX_PADDING * batch.input_ids.numel()
-    assert len(passes) <= 1.5 * sum(map(len, sequences)) / 512
+    assert len(micro_batches) <= 1.5 * sum(map(len, sequences)) / 512

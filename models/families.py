@@ -1,0 +1,136 @@
+"""What differs between model families. One table, FAMILIES, says where a family keeps its parts.
+
+Dimensions: bs sequences of seq_length tokens; n rows (hidden states of some of the tokens); dim; voc_size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family of models keeps its parts; dotted attribute names below the model with its head."""
+
+    encoder: str
+    transform: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # (n, dim) last hidden states -> (n, dim)
+    projection: str  # of that onto the vocabulary
+    layers: str  # the list of layers
+    positions: str  # the table of position embeddings
+    token_types: str | None = None
+    causal: bool = False
+    student: str = ""  # the family of its student, if not its own
+    positions_before_first: int = 0  # rows of the table of positions that no token uses
+
+
+def _distilbert_transform(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    return model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+
+
+def _roberta_transform(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    return model.lm_head.layer_norm(nn.functional.gelu(model.lm_head.dense(hidden)))
+
+
+FAMILIES = {
+    "distilbert": Family(
+        "distilbert",
+        _distilbert_transform,
+        "vocab_projector",
+        "distilbert.transformer.layer",
+        "distilbert.embeddings.position_embeddings",
+    ),
+    "bert": Family(
+        "bert",
+        lambda model, hidden: model.cls.predictions.transform(hidden),
+        "cls.predictions.decoder",
+        "bert.encoder.layer",
+        "bert.embeddings.position_embeddings",
+        "bert.embeddings.token_type_embeddings",
+        student="distilbert",
+    ),
+    "roberta": Family(
+        "roberta",
+        _roberta_transform,
+        "lm_head.decoder",
+        "roberta.encoder.layer",
+        "roberta.embeddings.position_embeddings",
+        "roberta.embeddings.token_type_embeddings",
+        positions_before_first=2,
+    ),
+    "gpt2": Family(
+        "transformer",
+        lambda model, hidden: hidden,
+        "lm_head",
+        "transformer.h",
+        "transformer.wpe",
+        causal=True,
+    ),
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    if config.model_type not in FAMILIES:
+        raise InputError(f"models of type {config.model_type!r} are not supported; these are: {', '.join(FAMILIES)}.")
+    return FAMILIES[config.model_type]
+
+
+class LanguageModel(nn.Module):
+    """A model taken apart into encoder and vocabulary head, so that only the rows of interest reach the head."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family_of(model.config)
+
+    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states.
+
+        Args:
+            attention_mask: (bs, seq_length) bool; padding stands at the right. None: nothing is padded.
+        """
+        if self.family.causal:
+            attention_mask = None  # what stands at the right is never looked at
+        elif attention_mask is not None:
+            attention_mask = attention_mask[:, None, None, :]  # in any other form, the library asks the device about it
+        encoder = self.model.get_submodule(self.family.encoder)
+        output = encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return output.last_hidden_state.flatten(0, 1)
+
+    def transform(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""
+        return self.family.transform(self.model, hidden)
+
+    def cast_products(self, dtype: torch.dtype) -> None:
+        """Stores the weights of a frozen model in the dtype that autocast would cast them to in every pass, those of
+        the projection left out, which may be the embeddings too. The results are the same, bit for bit."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear | Conv1D) and module is not self.projection:
+                module.to(dtype)
+
+    @property
+    def projection(self) -> nn.Linear:
+        """(n, dim) -> (n, voc_size)."""
+        return self.model.get_submodule(self.family.projection)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, dim) last hidden states -> (n, voc_size)."""
+        return self.projection(self.transform(hidden))
+
+
+def max_length(config: PretrainedConfig) -> int:
+    """The longest sequence that the model has positions for, in tokens."""
+    return config.max_position_embeddings - family_of(config).positions_before_first
+
+
+def freeze(model: PreTrainedModel, table: str | None) -> bool:
+    """Keeps an embedding table of the model as it is. Returns whether the model has it."""
+    if table is None:
+        return False
+    model.get_submodule(table).weight.requires_grad_(False)
+    return True

@@ -1,0 +1,158 @@
+"""What follows from a teacher: the shape of its student, and the student's first weights."""
+
+import torch
+from transformers import AutoConfig, DistilBertConfig, PretrainedConfig, PreTrainedModel
+
+from models.families import family_of
+from models.loading import auto_class, load_state_dict, some
+from utils import InputError, logger
+
+# DistilBERT's name of each part of a layer <- BERT's.
+BERT_LAYER = {
+    "attention.q_lin": "attention.self.query",
+    "attention.k_lin": "attention.self.key",
+    "attention.v_lin": "attention.self.value",
+    "attention.out_lin": "attention.output.dense",
+    "sa_layer_norm": "attention.output.LayerNorm",
+    "ffn.lin1": "intermediate.dense",
+    "ffn.lin2": "output.dense",
+    "output_layer_norm": "output.LayerNorm",
+}
+
+
+def half_depth_config(teacher: PretrainedConfig, student_type: str | None = None) -> PretrainedConfig:
+    """The teacher's shape at half the depth.
+
+    Args:
+        student_type: the teacher's own family, or DistilBERT for a BERT, without token types and pooler; None for the
+            one that is usual.
+
+    Raises: InputError if a teacher of this family has no student of that one.
+    """
+    depth = max(1, teacher.num_hidden_layers // 2)
+    student_type = student_type or family_of(teacher).student or teacher.model_type
+    if (teacher.model_type, student_type) == ("bert", "distilbert"):
+        return DistilBertConfig(
+            vocab_size=teacher.vocab_size,
+            max_position_embeddings=teacher.max_position_embeddings,
+            sinusoidal_pos_embds=True,
+            n_layers=depth,
+            n_heads=teacher.num_attention_heads,
+            dim=teacher.hidden_size,
+            hidden_dim=teacher.intermediate_size,
+            dropout=teacher.hidden_dropout_prob,
+            attention_dropout=teacher.attention_probs_dropout_prob,
+            activation=teacher.hidden_act,
+            initializer_range=teacher.initializer_range,
+            pad_token_id=teacher.pad_token_id,
+        )
+    if student_type != teacher.model_type:
+        raise InputError(
+            f"--student_type {student_type}: its shape does not follow from a {teacher.model_type} teacher's; "
+            f"give it with --student_config."
+        )
+    left_out = ("architectures", "_name_or_path", "transformers_version", "dtype", "model_type")
+    values = {key: value for key, value in teacher.to_dict().items() if key not in left_out}
+    config = AutoConfig.for_model(student_type, **values)
+    config.num_hidden_layers = depth
+    return config
+
+
+def build_student(config: PretrainedConfig, weights: str | None) -> PreTrainedModel:
+    """A student of this shape, with random weights or those of a .pth file.
+
+    Raises: InputError if the weights don't fit the shape.
+    """
+    student = auto_class(config).from_config(config, dtype=torch.float32)
+    if weights is None:
+        return student
+    state = load_state_dict(weights)
+    own = student.state_dict()
+    unknown = sorted(set(state) - set(own))
+    misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if unknown or misfits:
+        example = misfits[0] if misfits else unknown[0]
+        shapes = f": {tuple(state[example].shape)} there, {tuple(own[example].shape)} here" if misfits else ""
+        raise InputError(
+            f"{weights} does not fit the student's shape ({some(misfits or unknown)}{shapes}); "
+            f"give its shape with --student_config."
+        )
+    tied = set(student.all_tied_weights_keys)
+    missing = [key for key in own if key not in state and key not in tied]
+    if len(missing) == len(own) - len(tied):
+        raise InputError(f"{weights} holds none of the student's weights.")
+    if missing:
+        logger.warning("%s does not hold %s: these start from random weights", weights, some(missing))
+    student.load_state_dict(state, strict=False)
+    student.tie_weights()
+    if f"{family_of(config).positions}.weight" in state and getattr(config, "sinusoidal_pos_embds", False):
+        student.config.sinusoidal_pos_embds = False  # the table is the teacher's now
+    return student
+
+
+# -------------------------------------------------------------------------------------------------- layers of a teacher
+
+
+def spread_layers(depth: int, n: int) -> list[int]:
+    """`n` of `depth` layers, evenly spread from the first to the last: 0 2 4 7 9 11 for 6 of 12."""
+    return [round(i * (depth - 1) / max(1, n - 1)) for i in range(n)]
+
+
+def extract_to_distilbert(
+    state: dict[str, torch.Tensor], layers: list[int], vocab_transform: bool
+) -> dict[str, torch.Tensor]:
+    """A BERT's state dict -> its DistilBERT's, by copy. Without `vocab_transform` that layer is left out."""
+    source = "bert.embeddings"
+    taken = {
+        "distilbert.embeddings.word_embeddings.weight": state[f"{source}.word_embeddings.weight"],
+        "distilbert.embeddings.position_embeddings.weight": (
+            state[f"{source}.position_embeddings.weight"] + state[f"{source}.token_type_embeddings.weight"][0]
+        ),
+        "vocab_projector.weight": state["cls.predictions.decoder.weight"],
+        "vocab_projector.bias": state["cls.predictions.bias"],
+    }
+    modules = {"distilbert.embeddings.LayerNorm": "bert.embeddings.LayerNorm"}
+    for student, teacher in enumerate(layers):
+        for ours, theirs in BERT_LAYER.items():
+            modules[f"distilbert.transformer.layer.{student}.{ours}"] = f"bert.encoder.layer.{teacher}.{theirs}"
+    if vocab_transform:
+        modules["vocab_transform"] = "cls.predictions.transform.dense"
+        modules["vocab_layer_norm"] = "cls.predictions.transform.LayerNorm"
+    for ours, theirs in modules.items():
+        for part in ("weight", "bias"):
+            taken[f"{ours}.{part}"] = state[f"{theirs}.{part}"]
+    return taken
+
+
+def extract_same_family(state: dict[str, torch.Tensor], layers: list[int], prefix: str) -> dict[str, torch.Tensor]:
+    """A state dict with only some of its layers, numbered anew."""
+    taken = {}
+    for name, value in state.items():
+        if not name.startswith(f"{prefix}."):
+            taken[name] = value
+            continue
+        number, rest = name[len(prefix) + 1 :].split(".", 1)
+        for student in (i for i, layer in enumerate(layers) if layer == int(number)):
+            taken[f"{prefix}.{student}.{rest}"] = value
+    return taken
+
+
+def extract(
+    teacher: PreTrainedModel, layers: list[int] | None, vocab_transform: bool, student_type: str | None = None
+) -> tuple[PretrainedConfig, dict[str, torch.Tensor]]:
+    """The student's shape and first weights. Raises: InputError if the teacher has no such layers."""
+    depth = teacher.config.num_hidden_layers
+    config = half_depth_config(teacher.config, student_type)
+    layers = layers if layers is not None else spread_layers(depth, config.num_hidden_layers)
+    if not all(0 <= layer < depth for layer in layers):
+        raise InputError(f"--layers {' '.join(map(str, layers))}: the teacher's layers are 0 to {depth - 1}.")
+    config.num_hidden_layers = len(layers)
+    state = teacher.state_dict()
+    if (teacher.config.model_type, config.model_type) == ("bert", "distilbert"):
+        taken = extract_to_distilbert(state, layers, vocab_transform)
+        if teacher.config.layer_norm_eps != 1e-12:
+            logger.warning("the teacher's layer norms add %g, a DistilBERT's 1e-12", teacher.config.layer_norm_eps)
+    else:
+        taken = extract_same_family(state, layers, family_of(config).layers)
+    logger.info("layers %s of %d become the student's %d", " ".join(map(str, layers)), depth, len(layers))
+    return config, {name: value.clone() for name, value in taken.items()}

@@ -1,0 +1,133 @@
+"""The processes that train together, the device of each, and what it computes in."""
+
+import argparse
+import datetime
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from utils import InputError, RunError
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among all that train together, and the device it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def is_master(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Sums `tensor` over all processes, in place: over gloo if it lies in main memory, over NCCL on a GPU."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def make_once(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The arrays that `make` returns: made by one process of each machine, mapped from a file by the others.
+
+        The file lies in the folder for temporary files (TMPDIR chooses it), and is gone from there on return.
+
+        Raises: RunError if that folder is full.
+        """
+        if self.size == 1:
+            return make()
+        folder = None
+        if self.local_rank == 0:
+            made = make()
+            folder = tempfile.mkdtemp(prefix="distil-")
+            try:
+                for name, array in made.items():
+                    np.save(os.path.join(folder, name), array)
+            except OSError as error:
+                shutil.rmtree(folder)
+                raise RunError(f"{folder} has no room for the index of the text ({error}); set TMPDIR.") from None
+        folders: list = [None] * self.size
+        dist.all_gather_object(folders, folder)
+        ours = Path(folders[self.rank - self.local_rank])  # launchers number the processes of a machine in a row
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in ours.glob("*.npy")}
+        dist.barrier()
+        if folder:
+            shutil.rmtree(folder)  # what is mapped stays readable
+        return arrays
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
+    """The device of this process, and the process group if a launcher started several.
+
+    Args:
+        n_gpu: number of GPUs over all machines; 0 for the CPU; None for what there is.
+        local_rank: as a launcher of old passes it; `LOCAL_RANK` of the environment comes first.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
+    n_here = torch.cuda.device_count()
+    if n_gpu is None:
+        n_gpu = size if n_here else 0
+    if n_gpu > 0 and n_here == 0:
+        raise InputError(f"--n_gpu {n_gpu}: no GPU can be used on this machine; leave --n_gpu out to run on the CPU.")
+    if n_gpu > 0 and n_gpu != size:
+        raise InputError(
+            f"--n_gpu {n_gpu}: this command was started as {size} process(es), one GPU each; "
+            f"start it with torchrun --nproc_per_node, or leave --n_gpu out."
+        )
+    if n_gpu > 0 and local_rank >= n_here:
+        raise InputError(f"local rank {local_rank}: this machine has only {n_here} GPU(s); lower --nproc_per_node.")
+    device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30)
+        )
+    return World(device, rank, local_rank, size)
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"GPU {device.index} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+    return f"CPU ({torch.get_num_threads()} threads): no GPU is used"
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself (elsewhere it is emulated, and slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private, so asked for by name
+    return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+
+
+def add_precision_flags(group) -> None:
+    """--bf16, --fp16 and --fp32, of which one may be given, on a parser or a group of its flags."""
+    precision = group.add_mutually_exclusive_group()
+    precision.add_argument("--bf16", action="store_true", help="compute in bfloat16; default where it is native")
+    precision.add_argument("--fp16", action="store_true", help="compute in float16 with loss scaling (GPU only)")
+    precision.add_argument("--fp32", action="store_true", help="compute in float32; default elsewhere")
+
+
+def choose_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """What these flags say, else bfloat16 where the hardware multiplies it. Raises: InputError if it can't be."""
+    if args.fp16:
+        if device.type == "cpu":
+            raise InputError("--fp16 needs a GPU; on a CPU use --bf16 or --fp32.")
+        return torch.float16
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float32 if args.fp32 or not has_native_bf16(device) else torch.bfloat16

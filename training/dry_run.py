@@ -1,0 +1,190 @@
+"""What a run will take, told from some of its own steps. Writes nothing; the student that it trains is thrown away.
+
+The time is that of the timed steps, by the tokens in them and in the whole run; a first step, in which kernels are
+chosen and buffers made, is not timed. The largest micro-batch follows from the memory of two of them, of different
+size, of the longest sequences; a tenth of what is free is left alone.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from models.families import LanguageModel
+from training.batches import Batch, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
+from training.distributed import World
+from training.memory import PeakAbove, available_memory, peak_memory
+from training.meter import Meter
+from training.recipe import Recipe
+from training.vocabulary_loss import CHUNK_ROWS
+
+RESERVE = 0.1  # of the free memory
+GIB = 2**30
+
+
+class Run(Protocol):
+    """What a dry run needs of a `Distiller`, which says what each of these is."""
+
+    recipe: Recipe
+    student: LanguageModel
+    data: RunData
+    world: World
+    meter: Meter
+    n_steps: int
+    steps_per_epoch: int
+    eval_interval: int
+    peak_flops: float | None
+
+    def steps(self) -> Iterator[list[Batch]]: ...
+    def step(self, micro_batches: list[Batch], counts: StepCounts) -> None: ...
+    def try_micro_batch(self, batch: Batch) -> None: ...
+    def evaluate(self) -> dict[str, float]: ...
+    def flops(self, counts: StepCounts) -> float: ...
+
+
+@dataclass
+class Estimate:
+    """Of the whole run; times in seconds, memory and disk in bytes."""
+
+    steps_timed: int
+    tokens_per_second: float  # over all processes
+    mfu: float | None
+    training: float
+    n_evaluations: int
+    evaluations: float
+    peak_memory: int
+    available_memory: int
+    disk: int
+    disk_while_saving: int  # more than `disk`, while a file is replaced
+    bytes_per_token: float
+    largest_micro_batch: int  # tokens
+
+    @property
+    def hours(self) -> float:
+        return (self.training + self.evaluations) / 3600
+
+
+def make_estimate(run: Run, n_steps: int) -> Estimate:
+    """Takes up to n_steps + 1 steps, one evaluation and two micro-batches. Called by all processes."""
+    timed, tokens, flops, seconds = time_steps(run, n_steps)
+    per_second = tokens / seconds
+    n_evaluations, evaluation = 0, 0.0
+    if run.data.held_out:
+        n_evaluations = 1 + run.n_steps // run.eval_interval
+        start = time.monotonic()
+        run.evaluate()
+        evaluation = time.monotonic() - start
+    peak = peak_memory(run.world.device)
+    available, per_token, largest = largest_micro_batch(run)
+    disk, while_saving = disk_space(run)
+    return Estimate(
+        steps_timed=timed,
+        tokens_per_second=per_second,
+        mfu=flops / seconds / run.world.size / run.peak_flops if run.peak_flops else None,
+        training=run.recipe.n_epoch * run.data.train_set.n_tokens / per_second,
+        n_evaluations=n_evaluations,
+        evaluations=n_evaluations * evaluation,
+        peak_memory=peak,
+        available_memory=available,
+        disk=disk,
+        disk_while_saving=while_saving,
+        bytes_per_token=per_token,
+        largest_micro_batch=largest,
+    )
+
+
+def time_steps(run: Run, n_steps: int) -> tuple[int, float, float, float]:
+    """Returns: steps timed, tokens and FLOPs in them on all processes, seconds."""
+    device = run.world.device
+    n_steps = min(n_steps, max(1, run.steps_per_epoch - 1))
+    warm_up = 1 if run.steps_per_epoch > 1 else 0
+    tokens = flops = 0.0
+    with run.meter.progress():
+        steps = run.steps()
+        for done in range(warm_up + n_steps):
+            if done == warm_up:
+                start = _now(device)
+            micro_batches = next(steps)
+            counts = StepCounts.of(micro_batches).over_all(run.world)
+            run.step(micro_batches, counts)
+            if done >= warm_up:
+                tokens += counts.tokens
+                flops += run.flops(counts)
+        seconds = _now(device) - start
+    return n_steps, tokens, flops, seconds
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def largest_micro_batch(run: Run) -> tuple[int, float, int]:
+    """Returns: free memory (beside what stands: weights, optimizer), bytes a token, and how many tokens fit."""
+    device = run.world.device
+    longest = int(run.data.train_set.lengths.max())
+    few = math.ceil(CHUNK_ROWS.get(device.type, 1) / longest)
+    sizes = (few, 4 * few)  # sequences; from a whole chunk of logits on, memory grows by the token
+    memory = []
+    for n in sizes:
+        batch = _longest_batch(run, n).to(device)
+        with PeakAbove(device) as peak:
+            run.try_micro_batch(batch)
+        memory.append(peak.bytes)
+    available = int((1 - RESERVE) * available_memory(device))
+    per_token = max(1.0, (memory[1] - memory[0]) / (longest * (sizes[1] - sizes[0])))
+    fixed = max(0.0, memory[0] - per_token * longest * sizes[0])
+    return available, per_token, int((available - fixed) / per_token)
+
+
+def _longest_batch(run: Run, n: int) -> Batch:
+    data = run.data
+    sequences = [data.train_set[int(data.train_set.lengths.argmax())]] * n
+    if data.masking is None:
+        return prepare_batch_clm(sequences, data.pad_id)
+    generator = np.random.default_rng(0)
+    return prepare_batch_mlm(sequences, data.pad_id, data.masking, generator, run.recipe.head_on_all_tokens)
+
+
+def disk_space(run: Run) -> tuple[int, int]:
+    """Returns: what the run leaves in its folder, and what it takes besides while the largest file is replaced."""
+    model = run.student.model
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+    trained = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if tensor.requires_grad)
+    state = weights + 2 * trained  # Adam's two moments
+    return (2 + run.recipe.n_epoch) * weights + state, state  # checkpoint.pth, model.safetensors, one an epoch
+
+
+def report(estimate: Estimate, run: Run, dump_path: str) -> str:
+    """The estimate as a table to read."""
+    world = run.world
+    folder = Path(dump_path).absolute()
+    folder = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    unit = "GPU-hours" if world.device.type == "cuda" else "process-hours"
+    needed = estimate.disk + estimate.disk_while_saving
+    total = estimate.training + estimate.evaluations
+    rows = {
+        "timed": f"{estimate.steps_timed} of {run.n_steps:,} steps: {estimate.tokens_per_second:,.0f} tokens/s, "
+        f"MFU {'unknown' if estimate.mfu is None else format(estimate.mfu, '.1%')}",
+        "the whole run": f"{_duration(total)} ({estimate.hours * world.size:.3g} {unit} on {world.size}), "
+        f"{_duration(estimate.evaluations)} of it for {estimate.n_evaluations} evaluations",
+        "peak memory": f"{estimate.peak_memory / GIB:.2f} GiB a process; "
+        f"{estimate.available_memory / GIB:.1f} more are free",
+        "micro-batch": f"at most about {estimate.largest_micro_batch:,} tokens, padding included, at "
+        f"{estimate.bytes_per_token / 2**20:.2f} MiB each: the limit of --tokens_per_micro_batch",
+        "disk": f"{estimate.disk / GIB:.2f} GiB, and {estimate.disk_while_saving / GIB:.2f} more while saving; "
+        f"{free / GIB:.1f} are free" + ("" if free > needed else ": NOT ENOUGH"),
+    }
+    return "\n".join(f"{name:>14}  {text}" for name, text in rows.items())
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} hours"

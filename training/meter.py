@@ -1,0 +1,138 @@
+"""What a run shows while it works: the means of the losses, rates, the time that is left, a progress bar.
+
+Between two log lines sums stay on the device, so that nothing waits for it.
+"""
+
+import contextlib
+import operator
+import time
+from collections.abc import Iterator
+
+import torch
+from tqdm import tqdm
+
+from training.distributed import World
+from training.losses import Terms
+from training.memory import peak_memory
+from utils import progress_bar
+
+
+class Meter:
+    """Sums over the steps since the last log line.
+
+    Args:
+        names: what each term is called in the log; None: it is not logged.
+        alphas: the weights of the terms in the loss.
+        n_steps: of the whole run.
+        world: this process among all. What is added is summed over all processes already.
+        peak_flops: FLOP/s that the device could do; None: unknown.
+
+    Attributes:
+        tokens: trained on so far, in the whole run.
+        steps: since the last log line.
+    """
+
+    def __init__(self, names: Terms, alphas: Terms, n_steps: int, world: World, peak_flops: float | None) -> None:
+        self.names, self.alphas, self.n_steps = names, alphas, n_steps
+        self.world, self.peak_flops = world, peak_flops
+        self.tokens = 0
+        self.bar: tqdm | None = None
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        device = self.world.device
+        self._terms = Terms.zeros(device)  # means of the steps
+        self._bad = torch.zeros((), device=device)  # steps left out, since they were not finite
+        self.steps, self._tokens, self._flops = 0, 0, 0.0
+        self._start = time.monotonic()
+
+    # -------------------------------------------------------------------------------------------------- while training
+
+    @contextlib.contextmanager
+    def progress(self, total: int | None = None, done: int = 0) -> Iterator[None]:
+        """A progress bar, in sequences of this process, on the master's terminal."""
+        with progress_bar(self.world.is_master, total=total, initial=done, unit="seq") as self.bar:
+            yield
+        self.bar = None
+
+    def advance(self, n_sequences: int) -> None:
+        if self.bar is not None:  # a bar without a total has no truth value
+            self.bar.update(n_sequences)
+
+    def add(self, means: Terms, bad: torch.Tensor, tokens: float, flops: float) -> None:
+        """Notes a step.
+
+        Args:
+            means: of the terms, scalar tensors.
+            bad: scalar bool tensor, whether the step was left out.
+            tokens, flops: of all processes.
+        """
+        self._terms = self._terms.map(operator.add, means)
+        self._bad += bad
+        self.tokens += int(tokens)
+        self._tokens += int(tokens)
+        self._flops += flops
+        self.steps += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what isn't training, so that tokens/s is the training's."""
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
+
+    def n_bad(self) -> int:
+        """Steps since the last log line that were left out. Waits for the device."""
+        return int(self._bad.item())
+
+    # ---------------------------------------------------------------------------------------------------- at a log line
+
+    def read(self, step: int, lr: float) -> tuple[dict[str, float | None], str]:
+        """Means and rates since the last time, as a row of metrics and as a line to read; then starts over.
+
+        Waits for the device. `step` is the number of steps done, `lr` the rate of the next.
+        """
+        # In one copy from the device, and before the clock is read, since it waits for all that is computed.
+        sums = Terms(*torch.stack(list(self._terms)).tolist())
+        seconds = time.monotonic() - self._start
+        means = sums.map(lambda total: total / self.steps)
+        shown = {name: mean for name, mean, alpha in zip(self.names, means, self.alphas, strict=True) if name and alpha}
+        flops = self._flops / seconds / self.world.size
+        metrics = {"loss": sum(self.alphas.map(operator.mul, means))}
+        metrics |= {f"loss_{name}": mean for name, mean in shown.items()}
+        metrics |= {"lr": lr, "tokens_per_second": self._tokens / seconds}
+        metrics |= {"tflops": flops / 1e12, "mfu": flops / self.peak_flops if self.peak_flops else None}
+        metrics |= {"peak_memory_gib": peak_memory(self.world.device) / 2**30}
+        parts = (
+            f"step {step}/{self.n_steps} ({100 * step / self.n_steps:.1f} %)",
+            f"loss {metrics['loss']:.4f}",
+            *(f"{name} {mean:.4f}" for name, mean in shown.items()),
+            f"lr {lr:.2e}",
+            f"{metrics['tokens_per_second']:,.0f} tokens/s",
+            f"MFU {metrics['mfu']:.1%}" if self.peak_flops else "MFU unknown",
+            f"peak {metrics['peak_memory_gib']:.1f} GiB",
+            f"{tqdm.format_interval((self.n_steps - step) * seconds / self.steps)} left",
+        )
+        self._start_interval()
+        return metrics, "  ".join(parts)
+
+    # ------------------------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict:
+        return {
+            "terms": list(self._terms),
+            "bad": self._bad,
+            "steps": self.steps,
+            "interval_tokens": self._tokens,
+            "interval_flops": self._flops,
+            "interval_seconds": time.monotonic() - self._start,
+            "tokens": self.tokens,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        device = self.world.device
+        self._terms = Terms(*(total.to(device) for total in state["terms"]))
+        self._bad = state["bad"].to(device)
+        self.steps, self.tokens = state["steps"], state["tokens"]
+        self._tokens, self._flops = state["interval_tokens"], state["interval_flops"]
+        self._start = time.monotonic() - state["interval_seconds"]

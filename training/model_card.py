@@ -1,0 +1,117 @@
+"""The README.md of a trained model: what it is, what it reached, how it was made."""
+
+import statistics
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from utils import markdown_table
+
+# Held-out metrics that the hub shows: name in metrics.jsonl -> what it is called there.
+SHOWN_METRICS = {
+    "mlm_loss": "MLM loss",
+    "clm_loss": "CLM loss",
+    "kl": "KL to the teacher",
+    "agreement": "top-1 as teacher",
+}
+
+TEMPLATE = """---
+{metadata}
+---
+
+# {name}
+
+{description}
+
+## Results
+
+{training}
+
+{held_out}
+
+## Use
+
+```python
+from transformers import pipeline
+pipeline("{task}", "{name}")
+```
+
+## How it was made
+
+```
+{command}
+```
+
+Every flag stands in `parameters.json`, the state of the code in `git_log.json`, all losses in `metrics.jsonl`.
+"""
+
+
+def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list[dict]) -> ModelCard:
+    """A model card with the metadata that the hub reads.
+
+    Args:
+        name: of the model.
+        parameters: every flag of the run, and its `command`.
+        metrics: the rows of metrics.jsonl so far.
+    """
+    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos"))
+    teacher = parameters["teacher_name"] if distilled else None
+    task = "text-generation" if parameters["alpha_clm"] else "fill-mask"
+    texts = ", ".join(f"`{Path(path).name}`" for path in parameters["data_file"])
+    origin = f"distilled from `{teacher}`" if teacher else "trained by language modelling"
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    evaluations = [row for row in metrics if row["kind"] == "valid"]
+    data = ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=teacher if teacher and not Path(teacher).exists() else None,  # the hub takes no paths
+        eval_results=_eval_results(task, Path(parameters["data_file"][0]).name, evaluations) or None,
+    )
+    return ModelCard(
+        TEMPLATE.format(
+            metadata=data.to_yaml().strip(),
+            name=name,
+            description=f"A {model.config.model_type} of {model.config.num_hidden_layers} layers and {millions:.1f} M "
+            f"parameters,\n{origin} on {texts}.",
+            training=_training([row for row in metrics if row["kind"] == "train"]),
+            held_out=_held_out(evaluations),
+            task=task,
+            command=parameters["command"],
+        )
+    )
+
+
+def _eval_results(task: str, text: str, evaluations: list[dict]) -> list[EvalResult]:
+    last = evaluations[-1] if evaluations else {}
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=text,
+            dataset_name="held-out text",
+            metric_type=name,
+            metric_name=SHOWN_METRICS[name],
+            metric_value=round(value, 4),
+        )
+        for name, value in last.items()
+        if name in SHOWN_METRICS
+    ]
+
+
+def _training(rows: list[dict]) -> str:
+    if not rows:
+        return "Not trained yet."
+    speed = statistics.median(row["tokens_per_second"] for row in rows)
+    tokens, steps = rows[-1]["tokens"], rows[-1]["step"]
+    return f"Trained on {tokens / 1e6:,.1f} M tokens in {steps:,} steps, at {speed:,.0f} tokens/s (median)."
+
+
+def _held_out(evaluations: list[dict]) -> str:
+    if not evaluations:
+        return "Not evaluated on held-out text."
+    first, last = evaluations[0], evaluations[-1]
+    names = [name for name in last if name not in ("kind", "step", "tokens")]
+    rows = [[name.replace("_", " "), f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in names]
+    table = markdown_table(["", f"step {first['step']}", f"step {last['step']}"], rows)
+    return f"On held-out text with masks that never change:\n\n{table}"

@@ -1,0 +1,107 @@
+"""From gradients to new weights: AdamW, its schedule, clipping, float16's scaling, the exchange between processes."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import get_linear_schedule_with_warmup
+
+from training.distributed import World
+from training.losses import Terms
+from training.recipe import Recipe
+
+
+class Optimization:
+    """Updates the trainable parameters of a model, once a step.
+
+    Args:
+        model: on `world.device`.
+        recipe: rates, decay and the like.
+        n_steps: of the whole run: the rate reaches 0 at its end.
+        world: this process among all.
+        dtype: what is computed in; with float16 the loss is scaled.
+
+    Attributes:
+        parameters: those that are trained.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, n_steps: int, world: World, dtype: torch.dtype) -> None:
+        self.world, self.max_grad_norm = world, recipe.max_grad_norm
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, recipe.weight_decay),
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.98),
+            eps=recipe.adam_epsilon,
+            fused=True,
+        )
+        warmup = math.ceil(n_steps * recipe.warmup_prop)
+        self.scheduler = get_linear_schedule_with_warmup(self.optimizer, warmup, n_steps)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+
+    @property
+    def lr(self) -> float:
+        """The rate of the next step."""
+        return self.scheduler.get_last_lr()[0]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a part of the step's loss to those of the parts before."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, sums: Terms) -> tuple[Terms, torch.Tensor]:
+        """Updates the weights, unless the loss or its gradient is not finite, and forgets the gradients.
+
+        To ask whether they are finite would wait for the device. Instead the answer stays there, as a flag that the
+        fused optimizer reads itself: `found_inf`, which PyTorch made for the scaler of float16.
+
+        Args:
+            sums: of the loss, over the rows of this process.
+
+        Returns: the sums over the rows of all processes; a scalar bool tensor, whether the weights were left alone.
+        """
+        if self.world.size > 1:
+            sums = self._exchange(sums)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        bad = ~sum(sums).isfinite()
+        if not self.scaler.is_enabled():  # else the scaler looks at the gradients, and lowers its scale
+            bad |= ~norm.isfinite()
+            self.optimizer.found_inf = bad.float()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums, bad
+
+    def _exchange(self, sums: Terms) -> Terms:
+        """Sums the gradients and `sums` over the processes. No mean: a gradient is weighted by the rows of all."""
+        for parameter in self.parameters:
+            if parameter.grad is None:  # this process had no batch in a short last step
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
+        self.world.all_reduce(flat)
+        for parameter, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad.copy_(grad.view_as(parameter))
+        together = torch.stack(list(sums))
+        self.world.all_reduce(together)
+        return Terms(*together)
+
+    def state_dict(self) -> dict:
+        parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups; biases and layer norms, told by their type, never decay."""
+    exempt = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    exempt |= {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) not in exempt], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
+    ]
