@@ -263,7 +263,17 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     work = Ours(student(), teacher, recipe, world, dtype).distiller
     flops = work.flops(StepCounts.of(micro_batches()))
     print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")
-    base_seconds, base_memory = results["straightforward"]
+    print(table(results, tokens, flops), flush=True)
+
+
+def table(results: dict[str, tuple[list[float], int]], tokens: int, flops: float) -> str:
+    """Markdown; the first row is the one that the others' ratios refer to.
+
+    Args:
+        results: as `measure` returns them.
+        tokens, flops: of a step.
+    """
+    base_seconds, base_memory = next(iter(results.values()))
     rows = []
     for name, (seconds, memory) in results.items():
         middle = statistics.median(seconds)
@@ -279,8 +289,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
                 f"{base_memory / memory:.2f}x",
             ]
         )
-    header = ["", "s a step", "tokens/s", "TFLOP/s", "faster", "memory", "less"]
-    print(utils.markdown_table(header, rows), flush=True)
+    return utils.markdown_table(["", "s a step", "tokens/s", "TFLOP/s", "faster", "memory", "less"], rows)
 
 
 def make_parser() -> argparse.ArgumentParser:

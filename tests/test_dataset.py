@@ -1,27 +1,19 @@
+"""The file on disk: a pickle for everyone, read in place by us, and refused where anything is wrong."""
+
 import os
 import pickle
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, run
+from corpora import write
 from processes import run_command
 
-from corpus.files import open_corpus
-from corpus.token_counts import count_tokens, load_token_counts
 from corpus.token_writer import write_token_file
-from corpus.tokenization import tokenizer_short_name
 from dataset import open_token_file
 from utils import InputError
 
 MADE_BY = {"tokenizer": "some", "vocab_size": 30522, "vocab_hash": "0", "special_ids": {"cls": 101, "sep": 102}}
-
-
-def write(path, sequences, made_by=MADE_BY):
-    with write_token_file(path, made_by) as writer:
-        for i in range(0, len(sequences), 3):
-            part = sequences[i : i + 3]
-            writer.append(np.concatenate(part), np.array([len(sequence) for sequence in part]))
 
 
 @pytest.fixture
@@ -32,8 +24,7 @@ def sequences():
 
 @pytest.fixture
 def path(tmp_path, sequences):
-    write(tmp_path / "text.pickle", sequences)
-    return tmp_path / "text.pickle"
+    return write(tmp_path / "text.pickle", sequences, MADE_BY)
 
 
 @pytest.mark.parametrize("n", [1, 2, 50])
@@ -143,42 +134,3 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         open_token_file(tmp_path / "nothing")
     with pytest.raises(InputError, match="folder"):
         open_token_file(tmp_path)
-
-
-def test_counts_are_those_of_the_tokens(tmp_path, path, sequences):
-    import token_counts
-
-    run(token_counts, "--data_file", path, "--token_counts_dump", tmp_path / "counts.pickle")
-    with open(tmp_path / "counts.pickle", "rb") as file:
-        counts = pickle.load(file)
-    assert isinstance(counts, list)
-    assert all(type(count) is int for count in counts)
-    assert counts == np.bincount(np.concatenate(sequences), minlength=30522).tolist()
-    assert load_token_counts(tmp_path / "counts.pickle", 30522).tolist() == counts
-
-
-def test_wrong_counts_are_refused(tmp_path, path):
-    with pytest.raises(InputError, match="only 100 entries"):
-        count_tokens(open_corpus([path]), 100)
-    counts = tmp_path / "counts.pickle"
-    for value, message in (
-        ([1] * 28996, "28996"),
-        ({"a": 1}, "no list"),
-        ([0.5] * 10, "no list"),
-        ([[1], [2, 3]], "no list"),
-        (Hostile(), "system"),
-    ):
-        counts.write_bytes(pickle.dumps(value))
-        with pytest.raises(InputError, match=message):
-            load_token_counts(counts, 30522)
-
-
-def test_no_module_below_asks_for_torch():
-    """Tools that only read files must start fast."""
-    code = "import sys, dataset; assert 'torch' not in sys.modules"
-    assert run_command([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_short_name_is_the_last_path_component():
-    for name in ("bert-base-uncased", "org/bert-base-uncased", "/models/bert-base-uncased/"):
-        assert tokenizer_short_name(name) == "bert-base-uncased"

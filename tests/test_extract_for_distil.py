@@ -4,23 +4,12 @@ import torch
 from conftest import run
 
 from models.loading import load_config
-from models.student import BERT_LAYER, build_student, spread_layers
+from models.student import BERT_LAYER, build_student
 
 
 def extracted(workspace, path, *flags):
     run(extract_for_distil, "--bert_model", workspace / "bert-base-uncased", "--dump_checkpoint", path, *flags)
     return torch.load(path, weights_only=True)
-
-
-def test_layers_are_evenly_spread():
-    assert spread_layers(12, 6) == [0, 2, 4, 7, 9, 11]
-    assert spread_layers(4, 2) == [0, 3]
-    assert spread_layers(5, 1) == [0]
-    for depth in range(2, 49):
-        layers = spread_layers(depth, depth // 2)
-        assert len(set(layers)) == depth // 2
-        assert layers == sorted(layers)
-        assert layers[-1] == (depth - 1 if depth > 3 else 0)
 
 
 def test_extracted_layers_are_the_teachers_bit_for_bit(workspace, teacher, tmp_path):

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 
+import binarized_data
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,12 @@ from training import dry_run
 def metrics(folder, kind):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == kind]
+
+
+def rows_of(folder):
+    """All metrics but those of speed."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in SPEED} for row in rows]
 
 
 def weights(folder):
@@ -146,10 +153,7 @@ def test_stopped_and_resumed_equals_not_stopped(workspace, tmp_path, finished, m
     train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)
     train(workspace, folder, "--n_epoch", 2, "--resume")
     assert_same_weights(weights(finished), weights(folder))
-    for kind in ("train", "valid"):
-        rows = [[{k: v for k, v in row.items() if k not in SPEED} for row in metrics(f, kind)]
-                for f in (finished, folder)]  # fmt: skip
-        assert rows[0] == rows[1]
+    assert rows_of(finished) == rows_of(folder)
 
 
 def test_a_changed_flag_does_not_resume(workspace, finished, capsys):
@@ -315,6 +319,20 @@ def test_old_pickles_and_old_flags_give_the_same_run(workspace, tmp_path, finish
     train(workspace, tmp_path / "run", "--n_epoch", 2, "--data_file", tmp_path / "old.pickle", "--bert_model", name,
           "--bert_tokenizer", name, "--local-rank", -1)  # fmt: skip
     assert_same_weights(weights(finished), weights(tmp_path / "run"))
+
+
+def test_old_pickle_shards_and_our_file_give_the_same_training(tmp_path, workspace):
+    data = workspace / "text.bert-base-uncased.pickle"
+    with open(data, "rb") as file:
+        (tmp_path / "old.pickle").write_bytes(pickle.dumps([np.array(sequence) for sequence in pickle.load(file)]))
+    for k in range(3):
+        run(binarized_data, "--file_path", workspace / "dump.txt", "--dump_file", tmp_path / "text",
+            "--tokenizer_name", workspace / "bert-base-uncased", "--shard_id", k, "--num_shards", 3)  # fmt: skip
+    sources = {"ours": [data], "old": [tmp_path / "old.pickle"], "shards": [tmp_path / "text.*-of-00003.pickle"]}
+    for name, files in sources.items():
+        train(workspace, tmp_path / name, "--data_file", *files, "--log_interval", 1)
+    assert rows_of(tmp_path / "old") == rows_of(tmp_path / "ours") == rows_of(tmp_path / "shards")
+    assert len(rows_of(tmp_path / "ours")) > 3
 
 
 def test_a_command_of_the_later_generation_runs(workspace, tmp_path):

@@ -1,15 +1,13 @@
-"""The scripts around the training: text, vocabulary, binarization, comparison, plots."""
+"""Texts of every form become one sequence a line."""
 
 import bz2
 import gzip
 import json
 import lzma
 
-import compare_models
 import make_dump
-import plot_losses
 import pytest
-from conftest import run, train
+from conftest import run
 
 FIRST = "The river rose in spring. Nobody had seen it so high. The bridge was closed for a week! Was it safe again?"
 SECOND = "Mr. J. Smith sold the mill in 1899. He moved to St. Petersburg, e.g. for his health. There he died."
@@ -18,9 +16,6 @@ SECOND = "Mr. J. Smith sold the mill in 1899. He moved to St. Petersburg, e.g. f
 def dump(tmp_path, *arguments, expect=0):
     run(make_dump, *arguments, "--dump_file", tmp_path / "dump.txt", expect=expect)
     return (tmp_path / "dump.txt").read_text().splitlines() if expect == 0 else None
-
-
-# ------------------------------------------------------------------------------------------------------------ make_dump
 
 
 def test_sentences_end_where_they_end():
@@ -127,69 +122,3 @@ def test_the_documentation_of_this_machine_is_prose(tmp_path):
     assert len(text) > 290_000  # characters; the limit is in bytes
     assert ">>>" not in text
     assert len(set(lines)) > 0.99 * len(lines)
-
-
-# ------------------------------------------------------------------------------------------------------- results to see
-
-
-def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
-    train(workspace, tmp_path / "student")
-    run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", tmp_path / "student", "--fp32",
-        "--data_file", workspace / "text.bert-base-uncased.pickle", "--output", tmp_path / "table.md")  # fmt: skip
-    table = (tmp_path / "table.md").read_text()
-    assert table in capsys.readouterr().out
-    teacher, student = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    assert (teacher[0], teacher[1], student[1]) == ("bert-base-uncased", "4", "2")
-    assert (teacher[5], teacher[7]) == ("100.0 %", "1.00x")
-    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["kind"] == "valid"][-1]
-    assert float(student[4]) == pytest.approx(last["mlm_loss"], abs=2e-3)  # the very same held-out text and masks
-    assert student[5] == f"{100 * last['agreement']:.1f} %"
-
-    run(plot_losses, "--runs", tmp_path / "student", "--output", tmp_path / "losses.png")
-    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
-    run(plot_losses, "--runs", workspace, "--output", tmp_path / "none.png", expect=2)
-    assert "is it the dump_path of a run?" in capsys.readouterr().err
-
-
-def test_the_training_benchmark_prints_both_ways_side_by_side(monkeypatch, capsys):
-    import benchmark_training
-
-    monkeypatch.setattr(benchmark_training, "VOC_SIZE", 1100)
-    tiny = benchmark_training.Case("tiny", layers=2, dim=64, batch_size=3, batches=2, grouped=True)
-    monkeypatch.setitem(benchmark_training.CASES, "small", tiny)
-    run(benchmark_training, "--cases", "small", "--rounds", 1, "--n_gpu", 0, "--fp32", "--techniques")
-    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if "---" not in row[0]]
-    names = [row[0].strip() for row in rows[1:]]
-    assert names[:2] == ["straightforward", "ours"]
-    assert len(names) == 5
-    for row in rows[1:]:
-        assert all(float(cell.split()[0].strip("x").replace(",", "")) > 0 for cell in row[1:5])
-
-
-def test_the_benchmark_compares_ways_to_the_same_loss(tokenizer, teacher, monkeypatch):
-    """Else the slower one might be slow since it does something else."""
-    import benchmark_training
-    import numpy as np
-    import torch
-
-    from models.student import build_student, half_depth_config
-    from training.batches import Masking, prepare_batch_mlm
-    from training.distributed import World
-    from training.recipe import Recipe
-
-    config = half_depth_config(teacher.config)
-    config.dropout = config.attention_dropout = 0.0
-    student = build_student(config, None)
-    masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
-    sequences = [np.arange(5, n) for n in (20, 40, 33)]
-    batch = prepare_batch_mlm(sequences, 0, masking, np.random.default_rng(0), head_on_all_tokens=True)
-    device = torch.device("cpu")
-    plain = benchmark_training.Straightforward(student, teacher, Recipe(), device, torch.float32)
-    monkeypatch.setattr(benchmark_training, "VOC_SIZE", len(tokenizer))
-    loss = plain.losses(batch).item()
-    ours = benchmark_training.Ours(student, teacher, Recipe(), World(device), torch.float32)
-    ours.step([batch])
-    metrics, _ = ours.distiller.meter.read(1, 0.0)
-    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)

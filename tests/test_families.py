@@ -1,0 +1,44 @@
+"""A model taken apart is the same model."""
+
+import pytest
+import torch
+from small_models import SMALL
+
+from models.families import LanguageModel, family_of, freeze, max_length
+from models.loading import auto_class
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_encoder_and_head_together_are_the_model(name):
+    config = SMALL[name]
+    model = auto_class(config).from_config(config).eval()
+    input_ids = torch.randint(5, 99, (3, 12))
+    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+    attention_mask[1, 7:] = False
+    parts = LanguageModel(model)
+    with torch.no_grad():
+        hidden = parts.hidden(input_ids, attention_mask)
+        whole = model(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    rows = attention_mask.flatten()
+    torch.testing.assert_close(parts.logits(hidden)[rows], whole.logits.flatten(0, 1)[rows])
+    torch.testing.assert_close(hidden[rows], whole.hidden_states[-1].flatten(0, 1)[rows])
+    assert len(model.get_submodule(family_of(config).layers)) == 4
+    assert freeze(model, family_of(config).positions)
+    assert freeze(model, family_of(config).token_types) == (name in ("bert", "roberta"))
+    assert max_length(config) == {"gpt2": 1024, "roberta": 510}.get(name, 512)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_teacher_in_half_precision_says_what_autocast_says(name):
+    config = SMALL[name]
+    torch.manual_seed(0)
+    parts = LanguageModel(auto_class(config).from_config(config).eval())
+    input_ids = torch.randint(5, 99, (3, 12))
+    found = []
+    for _ in range(2):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found.append(parts.transform(parts.hidden(input_ids, None)))
+        parts.cast_products(torch.bfloat16)
+    assert torch.equal(*found)
+    assert parts.projection.weight.dtype == torch.float32
+    assert sum(p.dtype == torch.bfloat16 for p in parts.parameters()) > 4 * 4

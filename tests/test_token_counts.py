@@ -1,0 +1,75 @@
+"""The script that counts tokens: the right numbers, with one core or all."""
+
+import pickle
+
+import numpy as np
+import pytest
+import token_counts
+from conftest import run
+from corpora import make_sequences, write
+
+from corpus import token_counts as counts
+from corpus.files import open_corpus
+from corpus.token_counts import load_token_counts
+
+
+@pytest.fixture
+def sequences():
+    return make_sequences(100)
+
+
+@pytest.fixture
+def path(tmp_path, sequences):
+    return write(tmp_path / "text.pickle", sequences)
+
+
+@pytest.fixture
+def two(tmp_path, sequences):
+    """The same corpus in two files, of which one is another tool's."""
+    write(tmp_path / "part-1.pickle", sequences[:37])
+    (tmp_path / "part-2.pickle").write_bytes(pickle.dumps([s.astype(np.uint16) for s in sequences[37:]]))
+    return open_corpus([tmp_path / "part-*.pickle"])
+
+
+def test_all_cores_count_the_same(tmp_path, path, two, sequences, monkeypatch):
+    expected = np.bincount(np.concatenate(sequences), minlength=1000).tolist()
+    for worth in (1, 1 << 40):
+        monkeypatch.setattr(token_counts, "WORTH_A_POOL", worth)
+        monkeypatch.setattr(counts, "SPAN", 1000)
+        run(token_counts, "--data_file", path, "--token_counts_dump", tmp_path / "counts.pickle")
+        assert pickle.loads((tmp_path / "counts.pickle").read_bytes()) == expected
+    files = [file.path for file in two.files]
+    run(token_counts, "--data_file", *files, "--token_counts_dump", tmp_path / "counts.pickle")
+    assert pickle.loads((tmp_path / "counts.pickle").read_bytes()) == expected
+
+
+def test_counting_a_damaged_file_says_so(tmp_path, path, capsys):
+    content = bytearray(path.read_bytes())
+    content[64:66] = b"\xff\xff"  # an id outside the vocabulary, too
+    path.write_bytes(content)
+    run(token_counts, "--data_file", path, "--token_counts_dump", tmp_path / "counts.pickle", expect=2)
+    assert "is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "counts.pickle").exists()
+
+
+def test_counting_without_a_known_vocabulary_asks_for_its_size(tmp_path, capsys):
+    import pickle
+
+    (tmp_path / "old.pickle").write_bytes(pickle.dumps([np.arange(9)]))
+    flags = ["--data_file", tmp_path / "old.pickle", "--token_counts_dump", tmp_path / "counts.pickle"]
+    run(token_counts, *flags, expect=2)
+    assert "give --vocab_size" in capsys.readouterr().err
+    run(token_counts, *flags, "--vocab_size", 12)
+    assert pickle.loads((tmp_path / "counts.pickle").read_bytes()) == [1] * 9 + [0] * 3
+
+
+def test_counts_are_those_of_the_tokens(tmp_path, path, sequences):
+    import token_counts
+
+    run(token_counts, "--data_file", path, "--token_counts_dump", tmp_path / "counts.pickle")
+    with open(tmp_path / "counts.pickle", "rb") as file:
+        counts = pickle.load(file)
+    assert isinstance(counts, list)
+    assert all(type(count) is int for count in counts)
+    assert counts == np.bincount(np.concatenate(sequences), minlength=1000).tolist()
+    assert load_token_counts(tmp_path / "counts.pickle", 1000).tolist() == counts
