@@ -146,7 +146,7 @@ class Distiller:
             micro_batches: this process's part of the step; may be empty.
             counts: of the whole step, on all processes.
         """
-        set_seed(self.recipe.seed, self.n_done, self.world.rank)  # of dropout
+        set_seed(self.recipe.seed, self.n_done, self.world.rank)  # dropout draws from this
         self.student.train()
         n_rows = Terms(ce=counts.rows, mse=counts.rows, labels=counts.labels, cos=counts.tokens)
         weights = self.alphas.map(lambda alpha, n: alpha / max(n, 1), n_rows)

@@ -268,7 +268,7 @@ def main(args: argparse.Namespace) -> int:
     logger.info("running on %s, computing in %s", describe_device(world.device), str(dtype).split(".")[1])
     if args.teacher_name and not needs_teacher(args):
         logger.info("no loss uses the teacher %s: it only serves to measure the agreement", args.teacher_name)
-    utils.set_seed(args.seed)  # of the student's random weights
+    utils.set_seed(args.seed)  # the student's random weights are drawn from this
     student, teacher = build_models(args, student_cfg, world.device)
     folder = None
     if world.is_master and not args.dry_run:

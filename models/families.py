@@ -107,8 +107,8 @@ class LanguageModel(nn.Module):
         return self.family.transform(self.model, hidden)
 
     def cast_products(self, dtype: torch.dtype) -> None:
-        """Stores the weights of a frozen model in the dtype that autocast would cast them to in every pass, those of
-        the projection left out, which may be the embeddings too. The results are the same, bit for bit."""
+        """Stores the weights of a frozen model in the dtype that autocast would cast them to each time, but for those
+        of the projection, which may be the embeddings too. The results are the same, bit for bit."""
         for module in self.model.modules():
             if isinstance(module, nn.Linear | Conv1D) and module is not self.projection:
                 module.to(dtype)

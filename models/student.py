@@ -125,7 +125,7 @@ def extract_to_distilbert(
 
 
 def extract_same_family(state: dict[str, torch.Tensor], layers: list[int], prefix: str) -> dict[str, torch.Tensor]:
-    """A state dict with only some of its layers, numbered anew."""
+    """A state dict with only some of its layers, renumbered."""
     taken = {}
     for name, value in state.items():
         if not name.startswith(f"{prefix}."):

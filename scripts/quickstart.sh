@@ -4,12 +4,12 @@
 #     bash scripts/quickstart.sh
 #
 # The text is the documentation that Python and the installed packages carry. All is made in work/quickstart. Stopped in
-# the middle, the same command goes on where it was; to begin anew, remove that folder.
+# the middle, the same command continues where it was; to start over, remove that folder.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 out=work/quickstart
-begin=$SECONDS
-step() { say "[$1/8] $2 (after $((SECONDS - begin)) s)"; }
+start=$SECONDS
+step() { say "[$1/8] $2 (after $((SECONDS - start)) s)"; }
 
 step 1 "Collecting English prose from the documentation on this machine"
 [ -s $out/dump.txt ] || python scripts/make_dump.py --documentation --max_megabytes 4 --target_length 32 --dump_file $out/dump.txt
@@ -44,5 +44,5 @@ python scripts/plot_losses.py --runs $out/student $out/without_teacher --output 
 python scripts/compare_models.py --teacher $out/teacher --models $out/student $out/without_teacher \
     --data_file $out/text.tokenizer.pickle --valid_share 0.02 --output $out/results.md
 
-say "Done in $((SECONDS - begin)) s. The table is in $out/results.md, the losses are drawn in $out/losses.png, and
+say "Done in $((SECONDS - start)) s. The table is in $out/results.md, the losses are drawn in $out/losses.png, and
    $out/student loads with transformers' from_pretrained."

@@ -1,4 +1,4 @@
-"""What a run leaves in `dump_path`: the model, its card, the metrics, and the state to go on from.
+"""What a run leaves in `dump_path`: the model, its card, the metrics, and the state to continue from.
 
     config.json model.safetensors + the tokenizer's files     what `from_pretrained` reads
     checkpoint.pth, model_epoch_N.pth                          the student's state dict: newest, and after each epoch
