@@ -27,7 +27,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils import InputError, RunError
+from utils import InputError, RunError, check_input_file, reason_of
 
 FORMAT = 1
 MAGIC = b"DISTILTK"
@@ -229,8 +229,7 @@ def open_token_file(path: str | Path) -> TokenFile:
     if not path.exists():
         unfinished = f"; {partial_folder(path)} holds an unfinished one" if partial_folder(path).exists() else ""
         raise InputError(f"{path} does not exist{unfinished}; scripts/binarized_data.py makes it from a text file.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file of binarized text.")
+    check_input_file(path)
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path} is empty; make it again with scripts/binarized_data.py.")
@@ -336,14 +335,11 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 def load_plain_pickle(path: str | Path):
     """A pickle of plain containers, numbers and numpy arrays. Raises: InputError if it is anything else."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is no file.")
+    check_input_file(path)
     with open(path, "rb") as file:
         try:
             return RestrictedUnpickler(file).load()
         except InputError as error:
             raise InputError(f"{path} was refused: {error}.") from None
         except Exception as error:  # a pickle of garbage can raise nearly anything
-            reason = " ".join(str(error).split()).rstrip(".")  # some span lines
-            raise InputError(f"{path} is not a pickle, or cut short ({type(error).__name__}: {reason}).") from None
+            raise InputError(f"{path} is not a pickle, or cut short ({reason_of(error)}).") from None

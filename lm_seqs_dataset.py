@@ -52,7 +52,7 @@ class LmSeqsDataset:
         exclude: np.ndarray | None = None,
         make_once: Callable = lambda make: make(),
     ) -> None:
-        self.corpus = corpus
+        self.corpus, self.max_length = corpus, max_length
         self.begin, self.end = boundary_ids(special_ids)
         self._check_boundaries()
         index = make_once(lambda: index_sequences(corpus, unknown_id(special_ids), max_length, exclude))

@@ -27,14 +27,15 @@ from corpus.tokenization import describe_tokenizer, load_tokenizer
 from distiller import Distiller
 from evaluation import held_out
 from grouped_batch_sampler import GroupedBatchSampler
-from lm_seqs_dataset import LmSeqsDataset
+from lm_seqs_dataset import MIN_LENGTH, LmSeqsDataset
 from models.families import LanguageModel, family_of, freeze, max_length
-from models.loading import load_config, load_language_model
+from models.loading import count_parameters, load_config, load_language_model
 from models.student import build_student, half_depth_config
 from training import dry_run, flags, run_folder
 from training.batches import Masking, RunData
 from training.distributed import World, choose_dtype, describe_device, init_world
 from training.flags import ARCHITECTURE, DEFAULT_TEACHER, sanity_checks, whole_model
+from training.memory import available_memory
 from training.recipe import Recipe
 from utils import InputError, logger
 
@@ -211,6 +212,30 @@ def load_configs(args: argparse.Namespace):
     return tokenizer, student, teacher
 
 
+def longest_sequence(student: PretrainedConfig, teacher: PretrainedConfig | None, tokenizer) -> int:
+    """What all three can take, in tokens. Raises: InputError if that is too short to learn from."""
+    longest = {"the student": max_length(student), "the tokenizer": tokenizer.model_max_length}
+    if teacher:
+        longest["the teacher"] = max_length(teacher)
+    shortest = min(longest, key=longest.get)
+    if longest[shortest] < MIN_LENGTH:
+        raise InputError(f"{shortest} takes only {longest[shortest]} tokens at once; {MIN_LENGTH} are the least.")
+    return longest[shortest]
+
+
+def check_memory(student: PretrainedConfig, teacher: PretrainedConfig | None, device: torch.device) -> None:
+    """Raises InputError if the models, the gradients and the optimizer's state alone are more than what is free."""
+    needed = 16 * count_parameters(student, "the student")
+    if teacher:
+        needed += 4 * count_parameters(teacher, "the teacher")
+    free = available_memory(device)
+    if needed > free:
+        raise InputError(
+            f"teacher and student take {needed / 1e9:,.1f} GB of memory, but {free / 1e9:,.1f} are free on "
+            f"{describe_device(device)}: choose smaller ones."
+        )
+
+
 def default_tokens_per_micro_batch(device: torch.device) -> int:
     """On a GPU one token for each 4 MiB of its memory: several times what a BERT-base and its student need."""
     if device.type == "cpu":
@@ -249,11 +274,12 @@ def main(args: argparse.Namespace) -> int:
     run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
     tokenizer, student_cfg, teacher_cfg = load_configs(args)
     resolve_defaults(args, student_cfg, world.device)
+    check_memory(student_cfg, teacher_cfg, world.device)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
     text = open_corpus(args.data_file, tokenizer)
     if world.local_rank == 0:  # once a machine
         text.verify()
-    length = min([max_length(cfg) for cfg in (student_cfg, teacher_cfg) if cfg] + [tokenizer.model_max_length])
+    length = longest_sequence(student_cfg, teacher_cfg, tokenizer)
     data = build_data(args, recipe, text, tokenizer, length, family_of(student_cfg).causal, world)
     parameters = vars(args) | {
         "data": text.identity,
@@ -272,7 +298,7 @@ def main(args: argparse.Namespace) -> int:
     student, teacher = build_models(args, student_cfg, world.device)
     folder = None
     if world.is_master and not args.dry_run:
-        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, state["step"] if state else None)
+        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)
     return estimate(distiller, args) if args.dry_run else train(distiller, state, args.dump_path)
 
@@ -289,7 +315,15 @@ def estimate(distiller: Distiller, args: argparse.Namespace) -> int:
 def train(distiller: Distiller, state: dict | None, dump_path: str) -> int:
     """Runs from `state` on, or from the start, to the end or to a signal. Returns the exit status."""
     if state:
-        distiller.load_state_dict(state)
+        try:
+            distiller.load_state_dict(state)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = utils.reason_of(error)
+            raise InputError(
+                f"the state in {dump_path} is not of this run ({reason}); start over with --force."
+            ) from None
+    if distiller.folder:
+        distiller.folder.start(state["step"] if state else None)
     start = time.monotonic()
     signal_name = distiller.train()
     if distiller.folder:

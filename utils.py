@@ -9,6 +9,7 @@ import functools
 import glob
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -41,24 +43,80 @@ def why_not_loaded(name: str, error: Exception) -> str:
     """In a few words, why a hub name or folder could not be loaded."""
     if not Path(name).exists():
         return "it is no folder here, and the hub does not have it or can't be reached"
-    return first_line(error)
+    return reason_of(error)
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def reason_of(error: Exception, length: int = 160) -> str:
+    """What an error of a library says, on one line and not longer than `length`."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 # --------------------------------------------------------------------------------------------------------- command line
 
 
-def make_parser(description: str, **options) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Wrong flags raise an InputError, which `command_line` shows as it shows all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; --help explains the flags.")
+
+
+def make_parser(description: str, **options) -> Parser:
     """A parser that shows `description`, a script's docstring, as it is written."""
-    return argparse.ArgumentParser(
+    return Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         **options,
     )
+
+
+def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of a flag: a whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text) if len(text) < 100 else None
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is no whole number from {low:,} to {high:,}")
+        return value
+
+    return parse
+
+
+def real(low: float, high: float = math.inf, low_allowed: bool = True) -> Callable[[str], float]:
+    """The type of a flag: a finite number from `low` (or above it) to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high and (low_allowed or value > low)):
+            bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more"
+            bounds = bounds if low_allowed else f"above {low:g}" + (f", up to {high:g}" if math.isfinite(high) else "")
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is no number {bounds}")
+        return value
+
+    return parse
+
+
+def path(text: str) -> str:
+    """The type of a flag: a name that a file or a folder could have, or a model on the hub."""
+    try:
+        parts = text.encode().split(b"/")  # libraries that are not Python's take only names in UTF-8
+    except UnicodeEncodeError:
+        parts = []
+    if not parts or not text.strip() or "\0" in text or len(text) > 4000 or max(map(len, parts)) > 255:
+        raise argparse.ArgumentTypeError(f"{_shortened(text)} can't be the name of a file or a folder")
+    return text
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def command_line(make_parser: Callable[[], argparse.ArgumentParser]) -> Callable:
@@ -70,10 +128,9 @@ def command_line(make_parser: Callable[[], argparse.ArgumentParser]) -> Callable
     def decorate(run: Callable[[argparse.Namespace], int | None]) -> Callable[[list[str] | None], int]:
         @functools.wraps(run)
         def main(argv: list[str] | None = None) -> int:
-            args = make_parser().parse_args(argv)
             setup_logging()
             try:
-                return run(args) or EXIT_OK
+                return run(make_parser().parse_args(argv)) or EXIT_OK
             except InputError as error:
                 return _fail(f"error: {error}", EXIT_BAD_INPUT)
             except RunError as error:
@@ -181,6 +238,77 @@ class StopSignal:
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
+
+
+def check_input_file(path: str | Path, flag: str = "", hint: str = "") -> None:
+    """Raises InputError unless there is a regular file to read.
+
+    Args:
+        flag: that named it.
+        hint: where such a file comes from.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            with open(path, "rb") as file:
+                file.read(1)
+            return
+        if path.is_dir():
+            problem = "is a folder; name a file in it"
+        elif path.is_symlink() and not path.exists():
+            problem = f"is a link to {os.readlink(path)}, which does not exist"
+        elif path.exists():
+            problem = "is no regular file (a pipe or a device?); copy what it gives into a file"
+        else:
+            problem = f"does not exist{f'; {hint}' if hint else ''}"
+    except OSError as error:
+        problem = f"can't be read ({error.strerror})"
+    raise InputError(f"{flag} {path} {problem}.".strip())
+
+
+def check_output_file(path: str | Path, flag: str) -> None:
+    """Raises InputError unless a file of this name can be written. Leaves nothing behind."""
+    path = Path(path)
+    _check_kind(flag, path, Path.is_file, "is no regular file; give the name of a file")
+    _check_can_create(flag, path, path.absolute().parent)
+
+
+def check_output_folder(path: str | Path, flag: str) -> None:
+    """Raises InputError unless files can be written into a folder of this name. Leaves nothing behind."""
+    path = Path(path)
+    _check_kind(flag, path, Path.is_dir, "is no folder; give the name of a folder")
+    _check_can_create(flag, path, path.absolute())
+
+
+def check_picture(path: str | Path, flag: str) -> None:
+    """Raises InputError unless a picture can be written under this name."""
+    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InputError(f"{flag} {path}: pictures are written as .png, .pdf or .svg; give such a name.")
+    check_output_file(path, flag)
+
+
+def _check_kind(flag: str, path: Path, is_right: Callable[[Path], bool], problem: str) -> None:
+    try:
+        if path.is_symlink() and not path.exists():
+            problem = f"is a link to {os.readlink(path)}, which does not exist; remove it, or give another name"
+        elif is_right(path) or not path.exists():
+            return
+        elif path.is_dir():
+            problem = f"is a folder; give the name of a file, such as {path / 'name'}"
+    except OSError as error:
+        problem = f"can't be written ({error.strerror}); choose another place"
+    raise InputError(f"{flag} {path} {problem}.")
+
+
+def _check_can_create(flag: str, path: Path, folder: Path) -> None:
+    """Tries it in the nearest folder that exists: permissions alone don't tell (a read-only disk, /proc)."""
+    try:
+        nearest = next(parent for parent in (folder, *folder.parents) if parent.is_symlink() or parent.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            return
+    except OSError as error:
+        reason = error.strerror
+    raise InputError(f"{flag} {path} can't be written ({reason}); choose another place.")
 
 
 def new_file_mode() -> int:

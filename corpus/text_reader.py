@@ -24,6 +24,10 @@ STDIN = "-"
 BLOCK = 1 << 20  # bytes read at once
 MAX_LINE = 4 << 20  # bytes; a longer one is no sequence, and would not leave memory bounded
 SHOWN_WARNINGS = 5
+LOOKED_AT = 8192  # bytes, to tell whether a file is text
+MAX_WRONG = 0.1  # share of them that may be none of a text in UTF-8
+CONTROL = [bytes([i]) for i in range(32) if chr(i) not in "\t\n\r\f\b\x1b"]
+DOCUMENT_MARKS = (b"%PDF", b"{\\rtf")
 COMPRESSIONS = {  # how such a file begins, and what decompresses it
     ".gz": (re.compile(rb"\x1f\x8b\x08"), gzip.open),
     ".bz2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
@@ -203,7 +207,7 @@ def _line_blocks(text: BinaryIO, span: Span, at: int) -> Iterator[tuple[bytes, i
         if not block:
             return
         if at == 0:
-            _check_is_text(block, span.path)
+            check_is_text(block, span.path)
         end = block.rfind(b"\n") + 1 if data else len(block)
         if not end:
             if len(block) > MAX_LINE:
@@ -222,9 +226,20 @@ def _line_blocks(text: BinaryIO, span: Span, at: int) -> Iterator[tuple[bytes, i
         line += block.count(b"\n")
 
 
-def _check_is_text(start: bytes, path: str) -> None:
-    if b"\0" in start[:8192] or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+def check_is_text(start: bytes, path: str | Path) -> None:
+    """Raises InputError if a file that starts with these bytes is no text in UTF-8, as far as LOOKED_AT of them tell.
+
+    Some bytes that are wrong are left to the reader, which replaces them: old texts have a few.
+    """
+    start = start[:LOOKED_AT]
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
         raise InputError(f"{path} is not UTF-8 text, but binary or UTF-16 (`iconv -t utf-8` converts that).")
+    if start.startswith(DOCUMENT_MARKS):
+        raise InputError(f"{path} is not UTF-8 text, but a document; take the text out of it first (`pdftotext`).")
+    control = sum(start.count(byte) for byte in CONTROL)
+    wrong = start.decode("utf-8", "replace").count("\ufffd")
+    if control + wrong > MAX_WRONG * len(start) + 3:  # the last character may be cut
+        raise InputError(f"{path} is not UTF-8 text, but binary or of another encoding (see `iconv`).")
 
 
 def _lines_before(path: str, position: int) -> int:

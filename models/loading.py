@@ -1,17 +1,37 @@
-"""Configurations and weights, from folders, files and the hub. Whatever can't be loaded is named in one sentence."""
+"""Configurations and weights, from folders, files and the hub. Whatever can't be loaded is named in one sentence.
 
+No code that comes with a model is ever run: pickles are read for tensors only, and remote code is refused.
+"""
+
+import copy
 import json
 from pathlib import Path
 
+import psutil
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from models.families import family_of
-from utils import InputError, first_line, logger, quiet_transformers, why_not_loaded
+from utils import InputError, logger, quiet_transformers, reason_of, why_not_loaded
+
+LIMITS = {  # of the numbers of a configuration, and of the flags for them
+    "vocab_size": (1, 1 << 24),
+    "max_position_embeddings": (1, 1 << 20),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 1 << 12),
+    "hidden_size": (1, 1 << 16),
+    "intermediate_size": (1, 1 << 20),  # in most families
+    "hidden_dim": (1, 1 << 20),  # in DistilBERT
+    "initializer_range": (0, 1000),
+}
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The config of a hub name, a folder, or a JSON file. Raises: InputError if there is none."""
+    """The config of a hub name, a folder, or a JSON file.
+
+    Raises: InputError if there is none, or no model of a known family can be built from it.
+    """
     quiet_transformers()
     if str(name).endswith(".json") and not Path(name).is_file():
         raise InputError(f"{name} does not exist.")
@@ -21,15 +41,39 @@ def load_config(name: str) -> PretrainedConfig:
             # "tie_weights_" is the original's name; files from before model types were written down are DistilBERT's.
             if "tie_weights_" in values:
                 values["tie_word_embeddings"] = values.pop("tie_weights_")
-            return AutoConfig.for_model(values.pop("model_type", "distilbert"), **values)
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            config = AutoConfig.for_model(values.pop("model_type", "distilbert"), **values)
+        else:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # values of any kind can raise nearly anything
         raise InputError(f"{name}: no model configuration could be read ({why_not_loaded(name, error)}).") from None
+    count_parameters(config, name)
+    return config
 
 
 def auto_class(config: PretrainedConfig) -> type:
     """The class of `transformers` that makes models of this family with their language-model head."""
     return AutoModelForCausalLM if family_of(config).causal else AutoModelForMaskedLM
+
+
+def count_parameters(config: PretrainedConfig, name: str) -> int:
+    """How many parameters a model of this configuration has; takes neither their memory nor their time.
+
+    Args:
+        name: of the configuration, for a message.
+
+    Raises: InputError if no model can be built from it.
+    """
+    make = auto_class(config)
+    for key, (low, high) in LIMITS.items():
+        value = getattr(config, key, None)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{name}: {key} is {value}, but must be from {low:,} to {high:,}.")
+    try:
+        with torch.device("meta"):
+            model = make.from_config(copy.deepcopy(config), dtype=torch.float32)  # which writes into it
+    except Exception as error:  # the library checks as it builds, and each place in its own way
+        raise InputError(f"{name}: no model can be built from this configuration ({reason_of(error)}).") from None
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_language_model(
@@ -40,15 +84,18 @@ def load_language_model(
     Args:
         config: in place of its own, with another dropout for example.
 
-    Raises: InputError if it can't be found, or has no head and `head_required`.
+    Raises: InputError if it can't be found or is damaged, has no head and `head_required`, or is too large to load.
     """
     config = config or load_config(name)
+    needed, free = 4 * count_parameters(config, name), psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(f"{purpose} {name}: it takes {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free.")
+    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     try:
-        model, report = auto_class(config).from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{purpose} {name}: the weights could not be loaded ({first_line(error)}).") from None
+        model, report = auto_class(config).from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
+    except Exception as error:  # a damaged file can raise nearly anything
+        problem = _damage(name) or f"the weights could not be loaded ({reason_of(error)})"
+        raise InputError(f"{purpose} {name}: {problem}.") from None
     missing = sorted(report["missing_keys"])
     encoder = family_of(config).encoder
     if any(key.startswith(f"{encoder}.") for key in missing):
@@ -64,6 +111,20 @@ def load_language_model(
     return model
 
 
+def _damage(folder: str) -> str | None:
+    """Which file of weights in a folder can't be read, and why; None if each can."""
+    for file in sorted([*Path(folder).glob("*.safetensors"), *Path(folder).glob("*.bin")]):
+        try:
+            if file.suffix == ".bin":
+                torch.load(file, map_location="meta", weights_only=True)
+            else:
+                with safe_open(file, "pt"):
+                    pass
+        except Exception as error:  # as above
+            return f"{file.name} is no file of weights, or cut short ({reason_of(error)}); copy it again"
+    return None
+
+
 def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """A .pth file of tensors. Raises: InputError if it is missing, cut short, or holds anything but tensors."""
     if not Path(path).is_file():
@@ -71,7 +132,7 @@ def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage can raise nearly anything
-        raise InputError(f"{path} is no file of weights, or cut short ({first_line(error)}).") from None
+        raise InputError(f"{path} is no file of weights, or cut short ({reason_of(error)}).") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} does not hold a state dict, a table of named tensors.")
     return state

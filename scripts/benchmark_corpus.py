@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import statistics
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from corpus.tokenization import describe_tokenizer, load_tokenizer, tokenizer_sh
 from dataset import open_token_file, token_dtype
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from utils import InputError, logger
+from utils import InputError, integer, logger, path
 
 BATCH = 1024  # lines given to the library's batch encoding
 SAMPLE_BYTES = 40_000_000  # of the text, for the rates
@@ -43,15 +44,27 @@ N_TOUCHED = 1000
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--file_path", default="data/dump.txt", help="text, one sequence a line (%(default)s)")
-    parser.add_argument("--tokenizer_name", "--bert_tokenizer", default="bert-base-uncased", help="(%(default)s)")
-    parser.add_argument("--turns", type=int, default=3, help="of each rate; the median counts (%(default)s)")
     parser.add_argument(
-        "--memory_megabytes", type=int, nargs="*", default=[20], help="sizes of text to binarize (%(default)s)"
+        "--file_path", type=path, default="data/dump.txt", help="text, one sequence a line (%(default)s)"
     )
-    parser.add_argument("--open_sequences", type=int, default=300_000, help="of the file to open (%(default)s)")
-    parser.add_argument("--set_up_sequences", type=int, default=1_000_000, help="of the file to index (%(default)s)")
-    parser.add_argument("--work_dir", default="work", help="for temporary files (%(default)s)")
+    parser.add_argument(
+        "--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--turns", type=integer(1, 1000), default=3, help="of each rate; the median counts (%(default)s)"
+    )
+    parser.add_argument(
+        "--memory_megabytes",
+        type=integer(1, 1 << 20),
+        nargs="*",
+        default=[20],
+        help="sizes of text to binarize (%(default)s)",
+    )
+    parser.add_argument("--open_sequences", type=integer(1), default=300_000, help="of the file to open (%(default)s)")
+    parser.add_argument(
+        "--set_up_sequences", type=integer(1), default=1_000_000, help="of the file to index (%(default)s)"
+    )
+    parser.add_argument("--work_dir", type=path, default="work", help="for temporary files (%(default)s)")
     return parser
 
 
@@ -90,9 +103,9 @@ class Table:
 # ----------------------------------------------------------------------------------------------------------- tokenizing
 
 
-def sample_of(path: str, target: Path) -> list[str]:
+def sample_of(text: str, target: Path) -> list[str]:
     """The first lines of the text, also written to a file."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(text, encoding="utf-8", errors="replace") as file:
         lines = [line.strip() for line in file.readlines(SAMPLE_BYTES)]
     lines = [line for line in lines if line]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -272,10 +285,24 @@ def benchmark_set_up(table: Table, args: argparse.Namespace, folder: Path) -> No
     path.unlink()
 
 
+def check_disk(args: argparse.Namespace) -> None:
+    """Raises InputError if what was asked for does not fit."""
+    nearest = next(p for p in (Path(args.work_dir), *Path(args.work_dir).absolute().parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
+    # text and its ids, at most 4 bytes a byte; an old pickle and ours; some 60 tokens a synthetic sequence
+    needed = max(5e6 * max(args.memory_megabytes, default=0), 1000 * args.open_sequences, 150 * args.set_up_sequences)
+    if needed > free:
+        raise InputError(
+            f"this takes about {needed / 1e9:,.1f} GB of disk, but {free / 1e9:,.1f} are free in {nearest}: lower "
+            f"--memory_megabytes, --open_sequences and --set_up_sequences, or give another --work_dir."
+        )
+
+
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    if not Path(args.file_path).is_file():
-        raise InputError(f"--file_path {args.file_path} does not exist; scripts/make_dump.py makes a text.")
+    utils.check_input_file(args.file_path, "--file_path", "scripts/make_dump.py makes a text")
+    utils.check_output_folder(args.work_dir, "--work_dir")
+    check_disk(args)
     logger.setLevel("WARNING")  # the scripts that are called need not say what they do
     Path(args.work_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work_dir) as name:

@@ -40,6 +40,7 @@ from training.batches import Batch, Batches, Masking, RunData, StepCounts, Steps
 from training.distributed import World, describe_device, has_native_bf16, init_world
 from training.memory import PeakAbove
 from training.recipe import Recipe
+from utils import integer
 
 MASK, PAD = 103, 0
 VOC_SIZE = 30522
@@ -297,20 +298,20 @@ def table(results: dict[str, tuple[list[float], int]], tokens: int, flops: float
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: batch_5, large and small; on a GPU gpu_...")
-    parser.add_argument("--rounds", type=int, default=3, help="steps of each way, in turns (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=integer(1, 10_000), default=3, help="steps of each way, in turns (%(default)s)"
+    )
     parser.add_argument("--techniques", action="store_true", help="also ours without each of its techniques")
     parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--bf16", action="store_true", help="default where it is native")
     precision.add_argument("--fp32", action="store_true", help="default elsewhere")
-    parser.add_argument("--n_gpu", type=int, help="0 for the CPU (default: what there is)")
+    parser.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
     return parser
 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    if args.rounds < 1:
-        raise utils.InputError(f"--rounds {args.rounds}: it must be 1 or more.")
     world = init_world(args.n_gpu)
     bf16 = args.bf16 or (not args.fp32 and has_native_bf16(world.device))
     default = ["batch_5", "large", "small"] if world.device.type == "cpu" else ["gpu_batch_5", "gpu_large", "small"]

@@ -31,7 +31,7 @@ from corpus.text_reader import STDIN, Block, TextReader, spans_of
 from corpus.token_writer import TokenFileWriter, is_unfinished, write_token_file
 from corpus.tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
 from dataset import partial_folder
-from utils import InputError, logger
+from utils import InputError, integer, logger, path
 
 CHECKPOINT_SECONDS = 5  # of work that a kill can cost
 REPORT_SECONDS = 60  # between lines of the log, where there is no terminal for a progress bar
@@ -41,16 +41,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     parser.add_argument(
         "--file_path",
+        type=path,
         nargs="+",
         default=["data/dump.txt"],
         help="text files or globs, also compressed with gzip, bzip2 or xz; -: standard input (default: data/dump.txt)",
     )
     parser.add_argument(
-        "--tokenizer_name", "--bert_tokenizer", default="bert-base-uncased", help="hub name or folder (%(default)s)"
+        "--tokenizer_name",
+        "--bert_tokenizer",
+        type=path,
+        default="bert-base-uncased",
+        help="hub name or folder (%(default)s)",
     )
     parser.add_argument("--tokenizer_type", help="accepted for old command lines; the tokenizer itself tells it")
     parser.add_argument(
-        "--dump_file", default="data/binarized_text", help="beginning of the output's name (%(default)s)"
+        "--dump_file", type=path, default="data/binarized_text", help="start of the output's name (%(default)s)"
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue where an earlier run was interrupted; do nothing if it was not"
@@ -61,9 +66,13 @@ def make_parser() -> argparse.ArgumentParser:
         default="replace",
         help="a line that is not UTF-8 is mended, with a warning, or ends the program (%(default)s)",
     )
-    parser.add_argument("--num_shards", type=int, help="processes that divide the text (default: as torchrun says)")
-    parser.add_argument("--shard_id", type=int, help="number of this one, from 0 (default: as torchrun says)")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by launchers")
+    parser.add_argument(
+        "--num_shards", type=integer(1, 99_999), help="processes that divide the text (default: as torchrun says)"
+    )
+    parser.add_argument(
+        "--shard_id", type=integer(0, 99_999), help="number of this one, from 0 (default: as torchrun says)"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=integer(-1, 1 << 20), help="set by launchers")
     return parser
 
 
@@ -87,22 +96,17 @@ def files_of(names: list[str]) -> list[str]:
         if len(names) > 1:
             raise InputError("--file_path - (standard input) can't be mixed with files.")
         return names
-    paths = utils.expand_globs(names)
-    for path in paths:
-        if os.path.isdir(path):
-            raise InputError(f"--file_path {path} is a folder; name its files, for example '{path}/*'.")
-        if not os.path.exists(path):
-            raise InputError(
-                f"--file_path {path} does not exist; scripts/make_dump.py makes a text from what you have."
-            )
-    return paths
+    names = utils.expand_globs(names)
+    for name in names:
+        utils.check_input_file(name, "--file_path", "scripts/make_dump.py makes a text from what you have")
+    return names
 
 
 def identity_of(paths: list[str], shard: tuple[int, int]) -> dict:
     """What must be the same for an interrupted run to continue."""
-    stats = {path: os.stat(path) for path in paths if path != STDIN}
+    stats = {name: os.stat(name) for name in paths if name != STDIN}
     return {
-        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()],
         "shard": list(shard),
     }
 
@@ -111,7 +115,7 @@ def is_finished(target: str, paths: list[str]) -> bool:
     """Whether the output is there, newer than the text."""
     if is_unfinished(target) or not os.path.isfile(target):
         return False
-    return all(os.stat(path).st_mtime_ns <= os.stat(target).st_mtime_ns for path in paths)
+    return all(os.stat(name).st_mtime_ns <= os.stat(target).st_mtime_ns for name in paths)
 
 
 def encoded(blocks: Iterable[Block], encode: LineEncoder) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
@@ -181,6 +185,7 @@ def main(args: argparse.Namespace) -> None:
     target = f"{args.dump_file}.{tokenizer_short_name(args.tokenizer_name)}.pickle"
     if num_shards > 1:
         target = shard_name(target, shard_id, num_shards)
+    utils.check_output_file(target, "--dump_file")
     if args.resume and is_finished(target, paths):
         shutil.rmtree(partial_folder(target), ignore_errors=True)  # its traces, where a kill came just after the end
         logger.info("%s is there already, and newer than the text: nothing to do", target)

@@ -25,23 +25,25 @@ from evaluation import held_out
 from models.families import LanguageModel, max_length
 from models.loading import load_language_model
 from training.distributed import World, add_precision_flags, choose_dtype, describe_device, init_world
-from utils import InputError, logger
+from utils import InputError, integer, logger, path, real
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--teacher", required=True, help="hub name or folder")
+    parser.add_argument("--teacher", type=path, required=True, help="hub name or folder")
     parser.add_argument(
-        "--models", nargs="+", required=True, help="the others: hub names or folders, such as a dump_path"
+        "--models", type=path, nargs="+", required=True, help="the others: hub names or folders, such as a dump_path"
     )
-    parser.add_argument("--data_file", nargs="+", help="binarized text that they were trained on")
-    parser.add_argument("--valid_data_file", nargs="+", help="binarized text to evaluate on, instead")
-    parser.add_argument("--valid_share", type=float, default=0.01, help="as of train.py (%(default)s)")
-    parser.add_argument("--tokenizer_name", help="default: the teacher's")
-    parser.add_argument("--turns", type=int, default=5, help="of the time measurement (%(default)s)")
+    parser.add_argument("--data_file", type=path, nargs="+", help="binarized text that they were trained on")
+    parser.add_argument("--valid_data_file", type=path, nargs="+", help="binarized text to evaluate on, instead")
+    parser.add_argument(
+        "--valid_share", type=real(0, 1, low_allowed=False), default=0.01, help="as of train.py (%(default)s)"
+    )
+    parser.add_argument("--tokenizer_name", type=path, help="default: the teacher's")
+    parser.add_argument("--turns", type=integer(1, 1000), default=5, help="of the time measurement (%(default)s)")
     add_precision_flags(parser)
-    parser.add_argument("--n_gpu", type=int, help="0 for the CPU (default: what there is)")
-    parser.add_argument("--output", help="file to write the table to as well (Markdown)")
+    parser.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
+    parser.add_argument("--output", type=path, help="file to write the table to as well (Markdown)")
     return parser
 
 
@@ -88,6 +90,8 @@ def table(rows: list[dict]) -> str:
 def main(args: argparse.Namespace) -> None:
     if bool(args.data_file) == bool(args.valid_data_file):
         raise InputError("give one of --data_file and --valid_data_file.")
+    if args.output:
+        utils.check_output_file(args.output, "--output")
     world = init_world(args.n_gpu)
     dtype = choose_dtype(args, world.device)
     tokenizer = load_tokenizer(args.tokenizer_name or args.teacher)

@@ -29,6 +29,7 @@ from corpus.tokenization import describe_tokenizer, load_tokenizer
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import MAX_UNKNOWN, MIN_LENGTH, LmSeqsDataset
 from training.recipe import Recipe
+from utils import integer, path
 
 N_SAMPLE = 200  # sequences that the teacher reads
 WORTH_MENTIONING = 0.01  # share of the sequences
@@ -37,14 +38,20 @@ SHARED, OWN = 18, 5  # bytes a sequence: index and sorted order of all processes
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--data_file", nargs="+", required=True, help="binarized files or globs")
-    parser.add_argument("--tokenizer_name", "--bert_tokenizer", help="hub name or folder (default: the teacher's)")
-    parser.add_argument("--teacher_name", "--bert_model", help="hub name or folder")
-    parser.add_argument("--token_counts", help="counts (scripts/token_counts.py) to hold against the text")
-    parser.add_argument("--max_length", type=int, help="longest sequence, in tokens (default: the teacher's, else 512)")
-    parser.add_argument("--n_examples", type=int, default=3, help="sequences to show (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of examples (%(default)s)")
-    parser.add_argument("--plot", help="PNG, PDF or SVG to draw lengths and frequencies to")
+    parser.add_argument("--data_file", type=path, nargs="+", required=True, help="binarized files or globs")
+    parser.add_argument(
+        "--tokenizer_name", "--bert_tokenizer", type=path, help="hub name or folder (default: the teacher's)"
+    )
+    parser.add_argument("--teacher_name", "--bert_model", type=path, help="hub name or folder")
+    parser.add_argument("--token_counts", type=path, help="counts (scripts/token_counts.py) to hold against the text")
+    parser.add_argument(
+        "--max_length",
+        type=integer(MIN_LENGTH, 1 << 20),
+        help="longest sequence, in tokens (default: the teacher's, else 512)",
+    )
+    parser.add_argument("--n_examples", type=integer(0), default=3, help="sequences to show (%(default)s)")
+    parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="of the choice of examples (%(default)s)")
+    parser.add_argument("--plot", type=path, help="PNG, PDF or SVG to draw lengths and frequencies to")
     return parser
 
 
@@ -164,13 +171,15 @@ def report_tokens(report: Report, statistics: CorpusStatistics, description: dic
         )
 
 
-def check_counts(report: Report, path: str, statistics: CorpusStatistics, vocab_size: int) -> None:
-    counts = load_token_counts(path, vocab_size)
+def check_counts(report: Report, counts_file: str, statistics: CorpusStatistics, vocab_size: int) -> None:
+    counts = load_token_counts(counts_file, vocab_size)
     actual = np.zeros(max(vocab_size, len(statistics.counts)), np.int64)
     actual[: len(statistics.counts)] = statistics.counts
     differing = int((counts != actual[:vocab_size]).sum())
     if differing:
-        report.notes.append(f"{path} is not the count of this text: {differing:,} entries differ (of a larger one?)")
+        report.notes.append(
+            f"{counts_file} is not the count of this text: {differing:,} entries differ (of a larger one?)"
+        )
 
 
 def report_examples(
@@ -262,7 +271,7 @@ def report_needs(report: Report, corpus: TokenCorpus, training: LmSeqsDataset, t
     report.line("", size(shutil.disk_usage(".").free), "are free here")
 
 
-def plot(path: str, statistics: CorpusStatistics, max_length: int) -> None:
+def plot(target: str, statistics: CorpusStatistics, max_length: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")  # no screen is needed
@@ -283,12 +292,16 @@ def plot(path: str, statistics: CorpusStatistics, max_length: int) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> int:
+    if args.plot:
+        utils.check_picture(args.plot, "--plot")
+    if args.token_counts:
+        utils.check_input_file(args.token_counts, "--token_counts")
     report = Report()
     name = args.tokenizer_name or args.teacher_name
     tokenizer = load_tokenizer(name) if name else None
@@ -300,8 +313,6 @@ def main(args: argparse.Namespace) -> int:
 
         teacher = load_language_model(args.teacher_name, "teacher", head_required=True)
     max_length = max_length_of(tokenizer, teacher) if args.max_length is None else args.max_length
-    if max_length < MIN_LENGTH or args.n_examples < 0:
-        raise utils.InputError(f"--max_length must be {MIN_LENGTH} or more, and --n_examples 0 or more.")
     description = describe_tokenizer(tokenizer) if tokenizer else corpus.made_by
     if description is None:
         raise utils.InputError(f"{corpus} does not say which tokenizer made it: give --tokenizer_name.")

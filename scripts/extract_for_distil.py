@@ -22,7 +22,7 @@ import utils
 from models.families import FAMILIES
 from models.loading import load_language_model
 from models.student import build_student, extract
-from utils import InputError, logger
+from utils import InputError, integer, logger, path
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,15 +30,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model_name",
         "--bert_model",
+        type=path,
         default="bert-base-uncased",
         help="the teacher: hub name or folder (%(default)s)",
     )
     parser.add_argument("--model_type", choices=FAMILIES, help="its family; only checked, the model itself tells it")
-    parser.add_argument("--dump_checkpoint", default="serialization_dir/init.pth", help="file to write (%(default)s)")
+    parser.add_argument(
+        "--dump_checkpoint", type=path, default="serialization_dir/init.pth", help="file to write (%(default)s)"
+    )
     parser.add_argument(
         "--vocab_transform", action="store_true", help="take the layer before the vocabulary projection too (advised)"
     )
-    parser.add_argument("--layers", type=int, nargs="+", help="which layers, counted from 0, lowest first")
+    parser.add_argument("--layers", type=integer(0, 1000), nargs="+", help="which layers, counted from 0, lowest first")
     parser.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
     return parser
 
@@ -46,8 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     target = Path(args.dump_checkpoint)
-    if target.is_dir():
-        raise InputError(f"--dump_checkpoint {target} is a folder; give a file name, such as {target}/init.pth.")
+    utils.check_output_file(target, "--dump_checkpoint")
+    shape = target.with_suffix(".json")
+    utils.check_output_file(shape, "--dump_checkpoint, the student's shape beside it:")
+    if shape == target:
+        raise InputError(f"--dump_checkpoint {target}: that is the name of the shape beside the weights; give a .pth.")
     teacher = load_language_model(args.model_name, "teacher", head_required=True)
     if args.model_type and teacher.config.model_type != args.model_type:
         raise InputError(f"--model_type {args.model_type}: {args.model_name} is a {teacher.config.model_type}.")
@@ -59,7 +65,6 @@ def main(args: argparse.Namespace) -> None:
     with utils.atomic_write(target) as file:
         torch.save(state, file)
     build_student(config, str(target))  # reads it back and checks that every tensor fits
-    shape = target.with_suffix(".json")
     utils.write_json(shape, {**config.to_diff_dict(), "model_type": config.model_type})
     logger.info(
         "%s: %.1f M parameters; train.py --from_pretrained_weights %s --from_pretrained_config %s",

@@ -16,6 +16,7 @@ From the documentation that Python and the packages installed here carry, some m
 
 import argparse
 import ast
+import codecs
 import importlib.util
 import itertools
 import json
@@ -30,8 +31,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus.text_reader import read_lines
-from utils import InputError, logger
+from corpus.text_reader import LOOKED_AT, check_is_text, open_text, read_lines
+from utils import InputError, integer, logger, path, real, reason_of
 
 WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\W_a-z])|[。！？]+")
@@ -39,6 +40,7 @@ ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[A-Z]|[Ee]\.g|[Ii]\.e|[A-Z]\.[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Lt|Capt|Sgt|Rev|Jr|Sr|vs|etc|cf|No|"
     r"Vol|Fig|Inc|Ltd|Co|Corp|approx|ca|Jan|Feb|Mar|Apr|Aug|Sept|Oct|Nov|Dec)\.$"
 )
+MARKUP = 0.1  # share of tags from which on a text is told to be markup
 FRAGMENT_WORDS = 8  # a paragraph shorter than this and without a full stop is a heading or an item of a list
 Document = list[str]  # its paragraphs
 
@@ -46,10 +48,12 @@ Document = list[str]  # its paragraphs
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--source", nargs="+", metavar="PATH", help="files and folders, searched to the bottom")
-    source.add_argument("--dataset", help="name of a data set of the hub, or a local folder of one")
+    source.add_argument(
+        "--source", type=path, nargs="+", metavar="PATH", help="files and folders, searched to the bottom"
+    )
+    source.add_argument("--dataset", type=path, help="name of a data set of the hub, or a local folder of one")
     source.add_argument("--documentation", action="store_true", help="docstrings and manuals on this machine")
-    parser.add_argument("--dump_file", default="data/dump.txt", help="file to write (%(default)s)")
+    parser.add_argument("--dump_file", type=path, default="data/dump.txt", help="file to write (%(default)s)")
     parser.add_argument("--dataset_config", help="configuration of the data set")
     parser.add_argument("--split", default="train", help="part of the data set (%(default)s)")
     parser.add_argument("--text_column", default="text", help="in JSON, Parquet and data sets (%(default)s)")
@@ -61,26 +65,67 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--target_length",
-        type=int,
+        type=integer(1, 1 << 20),
         default=110,
         help="most words and punctuation marks a sequence (%(default)s, some 128 tokens of BERT)",
     )
-    parser.add_argument("--min_length", type=int, default=10, help="shorter sequences are dropped (%(default)s)")
-    parser.add_argument("--max_megabytes", type=float, help="stop when so much is written")
+    parser.add_argument(
+        "--min_length", type=integer(1, 1 << 20), default=10, help="shorter sequences are dropped (%(default)s)"
+    )
+    parser.add_argument("--max_megabytes", type=real(0, 1e9, low_allowed=False), help="stop when so much is written")
     return parser
 
 
 # ------------------------------------------------------------------------------------------------- sources of documents
 
 
-def documents_of_files(sources: list[str], text_column: str, by_file: bool, seen: Counter) -> Iterator[Document]:
-    """Every document of these files and folders, in the order of their names."""
+def files_of(sources: list[str], dump_file: str) -> list[Path]:
+    """The files named, and those in the folders named, in the order of their names; not the file to be written.
+
+    Raises: InputError for what is named and is no text. What is found in a folder and is none is left out, with a
+        warning.
+    """
     files = []
     for source in map(Path, sources):
-        if not source.exists():
-            raise InputError(f"--source {source} does not exist.")
-        inside = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith("."))
-        files += inside if source.is_dir() else [source]
+        if not source.is_dir():
+            utils.check_input_file(source, "--source")
+            check_source(source)
+            files.append(source)
+            continue
+        for file in sorted(p for p in source.rglob("*") if not p.name.startswith(".")):
+            try:
+                if not file.is_file():
+                    continue
+                check_source(file)
+                files.append(file)
+            except (InputError, OSError) as error:
+                logger.warning("left out: %s", error)
+    target = Path(dump_file).resolve()
+    if any(file.resolve() == target for file in files):
+        logger.warning("left out: %s, which is the --dump_file", dump_file)
+    return [file for file in files if file.resolve() != target]
+
+
+def check_source(file: Path) -> None:
+    """Raises InputError for what is no text; warns of text that looks like markup."""
+    if file.suffix == ".parquet":
+        return
+    with open_text(str(file)) as (text, _):
+        start = text.read(LOOKED_AT)
+    check_is_text(start, file)
+    head = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    if re.match(rb"\[\s*[{\[\"]", head):
+        raise InputError(f"{file} is a JSON array; make an object a line of it: jq -c '.[]' {file} > lines.jsonl")
+    tags = re.findall(rb"</?[a-zA-Z][^<>\n]*>", head)
+    if not head.startswith(b"<doc ") and sum(map(len, tags)) > MARKUP * len(head):
+        logger.warning("%s looks like markup (%s ...); its tags become text unless taken out", file, tags[0].decode())
+
+
+def documents_of_files(
+    sources: list[str], dump_file: str, text_column: str, by_file: bool, seen: Counter
+) -> Iterator[Document]:
+    """Every document of these files and folders, in the order of their names."""
+    files = files_of(sources, dump_file)
     total = sum(file.stat().st_size for file in files)
     with utils.progress_bar(total=total, unit="B", unit_scale=True, desc="reading") as progress:
         for file in files:
@@ -94,9 +139,7 @@ def documents_of_file(file: Path, text_column: str, by_file: bool) -> Iterator[D
         yield from documents_of_parquet(file, text_column)
         return
     lines = (line.decode("utf-8", "replace") for line in read_lines(file))
-    first = next(lines, "")
-    if "\0" in first:
-        raise InputError(f"{file} is not text; give only text files, or name them one by one.")
+    first = next(lines, "").removeprefix("\ufeff")  # the mark that some editors put before a text
     lines = itertools.chain([first], lines)
     if first.lstrip().startswith("{"):
         yield from documents_of_json(file, lines, text_column)
@@ -152,7 +195,7 @@ def documents_of_parquet(file: Path, text_column: str) -> Iterator[Document]:
             for text in batch.column(0).to_pylist():
                 yield list(paragraphs((text or "").splitlines()))
     except pyarrow.ArrowException as error:
-        raise InputError(f"{file} can't be read as Parquet: {error}.") from None
+        raise InputError(f"{file} can't be read as Parquet ({reason_of(error)}).") from None
 
 
 def documents_of_extractor(lines: Iterable[str]) -> Iterator[Document]:
@@ -175,8 +218,8 @@ def documents_of_dataset(name: str, config: str | None, split: str, text_column:
         raise InputError(f"--dataset {name}: to read data sets, pip install datasets.") from None
     try:
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--dataset {name}: it could not be loaded ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # each loader has errors of its own
+        raise InputError(f"--dataset {name}: it could not be loaded ({reason_of(error)}).") from None
     for row in utils.progress_bar(iterable=rows, unit="row", desc="reading"):
         if text_column not in row:
             raise InputError(f"--dataset {name}: no {text_column!r}, only {', '.join(row)}; see --text_column.")
@@ -273,9 +316,10 @@ def sequences(document: Document, target: int, seen: Counter) -> Iterator[str]:
 def main(args: argparse.Namespace) -> None:
     if args.target_length < args.min_length:
         raise InputError(f"--target_length {args.target_length} is below --min_length {args.min_length}.")
+    utils.check_output_file(args.dump_file, "--dump_file")
     seen: Counter = Counter()
     if args.source:
-        documents = documents_of_files(args.source, args.text_column, args.documents == "file", seen)
+        documents = documents_of_files(args.source, args.dump_file, args.text_column, args.documents == "file", seen)
     elif args.dataset:
         documents = documents_of_dataset(args.dataset, args.dataset_config, args.split, args.text_column)
     else:

@@ -23,14 +23,18 @@ import utils
 from corpus.files import TokenCorpus, open_corpus
 from corpus.token_writer import write_token_file
 from corpus.tokenization import boundary_ids, describe_tokenizer, has_boundaries, load_tokenizer
-from utils import InputError, logger
+from utils import InputError, logger, path
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--data_file", nargs="+", required=True, help="binarized files or globs, in their order")
-    parser.add_argument("--dump_file", required=True, help="file to write")
-    parser.add_argument("--tokenizer_name", "--bert_tokenizer", help="hub name or folder (default: as the files say)")
+    parser.add_argument(
+        "--data_file", type=path, nargs="+", required=True, help="binarized files or globs, in their order"
+    )
+    parser.add_argument("--dump_file", type=path, required=True, help="file to write")
+    parser.add_argument(
+        "--tokenizer_name", "--bert_tokenizer", type=path, help="hub name or folder (default: as the files say)"
+    )
     return parser
 
 
@@ -48,8 +52,9 @@ def check_boundaries(corpus: TokenCorpus, first: int, offsets: np.ndarray, ids: 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     paths = utils.expand_globs(args.data_file)
-    if any(os.path.realpath(path) == os.path.realpath(args.dump_file) for path in paths):
+    if any(os.path.realpath(name) == os.path.realpath(args.dump_file) for name in paths):
         raise InputError(f"--dump_file {args.dump_file} is also a --data_file; give it another name.")
+    utils.check_output_file(args.dump_file, "--dump_file")
     tokenizer = load_tokenizer(args.tokenizer_name) if args.tokenizer_name else None
     corpus = open_corpus(paths, tokenizer)
     if tokenizer is None and any(file.made_by is None for file in corpus.files):

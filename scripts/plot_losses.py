@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from training.run_folder import METRICS, read_metrics
-from utils import InputError, logger
+from utils import InputError, logger, path
 
 # What is drawn, each if a run has it: (kind of row, name in metrics.jsonl, title).
 PANELS = (
@@ -29,13 +29,14 @@ PANELS = (
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--runs", nargs="+", required=True, help="dump_paths of train.py")
-    parser.add_argument("--output", default="losses.png", help="PNG, PDF or SVG to write (%(default)s)")
+    parser.add_argument("--runs", type=path, nargs="+", required=True, help="dump_paths of train.py")
+    parser.add_argument("--output", type=path, default="losses.png", help="PNG, PDF or SVG to write (%(default)s)")
     return parser
 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
+    utils.check_picture(args.output, "--output")
     runs = {Path(run).name: read_metrics(Path(run) / METRICS) for run in args.runs}
     if len(runs) < len(args.runs):
         raise InputError("--runs: two of these folders have the same name.")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.files import TokenCorpus, open_corpus
 from corpus.token_counts import count_tokens
-from utils import InputError, logger
+from utils import InputError, integer, logger, path
 
 WORTH_A_POOL = 1 << 28  # tokens; fewer are counted sooner than the processes have started
 
@@ -31,10 +31,12 @@ WORTH_A_POOL = 1 << 28  # tokens; fewer are counted sooner than the processes ha
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     parser.add_argument(
-        "--data_file", nargs="+", required=True, help="binarized files or globs (scripts/binarized_data.py)"
+        "--data_file", type=path, nargs="+", required=True, help="binarized files or globs (scripts/binarized_data.py)"
     )
-    parser.add_argument("--token_counts_dump", required=True, help="file to write")
-    parser.add_argument("--vocab_size", type=int, help="entries of the vocabulary (default: as the data file says)")
+    parser.add_argument("--token_counts_dump", type=path, required=True, help="file to write")
+    parser.add_argument(
+        "--vocab_size", type=integer(1, 1 << 24), help="entries of the vocabulary (default: as the data file says)"
+    )
     return parser
 
 
@@ -54,8 +56,7 @@ def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    if args.vocab_size is not None and args.vocab_size < 1:
-        raise InputError(f"--vocab_size {args.vocab_size}: it must be 1 or more.")
+    utils.check_output_file(args.token_counts_dump, "--token_counts_dump")
     corpus = open_corpus(args.data_file)
     if args.vocab_size is None and corpus.made_by is None:
         raise InputError(f"{corpus} does not say its vocabulary's size; give --vocab_size.")

@@ -102,7 +102,7 @@ def test_headings_are_dropped_and_reported(tmp_path, capsys):
         ("a.txt.gz", gzip.compress(FIRST.encode() * 50)[:60], "damaged or cut short"),
         ("a.txt.xz", lzma.compress(FIRST.encode() * 50)[:60], "damaged or cut short"),
         ("a.txt.gz", FIRST.encode(), "damaged or cut short"),
-        ("a.bin", b"\0\1\2" * 100, "is not text"),
+        ("a.bin", b"\0\1\2" * 100, "is not UTF-8 text"),
         ("a.txt", b"", "there is no text"),
     ],
 )
@@ -114,6 +114,65 @@ def test_bad_sources_are_named(tmp_path, capsys, name, content, message):
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "dump.txt").exists()
+
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+NO_TEXTS = {
+    "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj <</Type /Catalog>>\n", "but a document"),
+    "a.rtf": (b"{\\rtf1\\ansi hello}", "but a document"),
+    "a.png": (PNG + bytes(range(256)) * 20, "but binary or UTF-16"),
+    "a.jpg": (b"\xff\xd8\xff\xe1" + bytes(range(1, 256)) * 20, "but binary or of another encoding"),
+    "utf-16.txt": (FIRST.encode("utf-16"), "but binary or UTF-16"),
+    "greek.txt": ("Μῆνιν ἄειδε θεὰ Πηληϊάδεω Ἀχιλῆος. ".encode().decode("latin-1").encode("cp1252", "ignore")
+                  .replace(b"\xce", b"\xc3\xc3") * 9, "of another encoding"),
+    "array.json": (json.dumps([{"text": FIRST}, {"text": SECOND}]).encode(), "is a JSON array"),
+    "pretty.json": (json.dumps([FIRST, SECOND], indent=2).encode(), "is a JSON array"),
+    "packed.txt.gz": (gzip.compress(PNG + bytes(range(256)) * 20), "but binary or UTF-16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_TEXTS)
+def test_what_is_no_text_is_refused_by_name_and_left_out_of_a_folder(tmp_path, capsys, name):
+    content, message = NO_TEXTS[name]
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / name).write_bytes(content)
+    dump(tmp_path, "--source", source / name, expect=2)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert f"{name} is" in error
+    assert message in error
+    (source / "b.txt").write_text(SECOND)
+    assert dump(tmp_path, "--source", source) == [SECOND]
+    assert f"left out: {source / name}" in capsys.readouterr().err
+
+
+def test_markup_is_told(tmp_path, capsys):
+    page = f"<html><head><title>T</title></head><body class='x'>\n<p>{FIRST}</p>\n<p>{SECOND}</p></body></html>\n"
+    (tmp_path / "a.html").write_text(page)
+    dump(tmp_path, "--source", tmp_path / "a.html")
+    assert "a.html looks like markup (<html> ...)" in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text(f"{FIRST} We write <b> for bold, and a < b > c.\n{SECOND}\n")
+    dump(tmp_path, "--source", tmp_path / "a.txt")
+    assert "looks like markup" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["text", "JSON lines", "extractor"])
+def test_a_byte_order_mark_is_no_text(tmp_path, form):
+    lines = {
+        "text": f"{FIRST}\n",
+        "JSON lines": json.dumps({"text": FIRST}) + "\n",
+        "extractor": f'<doc id="1" url="u" title="T">\nT\n\n{FIRST}\n</doc>\n',
+    }
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + lines[form].encode())
+    assert dump(tmp_path, "--source", tmp_path / "a.txt") == [FIRST]
+
+
+def test_the_output_is_not_read_when_it_lies_in_the_source(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(FIRST)
+    for _ in range(2):
+        assert dump(tmp_path, "--source", tmp_path) == [FIRST]
+    assert "dump.txt, which is the --dump_file" in capsys.readouterr().err
 
 
 def test_the_documentation_of_this_machine_is_prose(tmp_path):

@@ -99,12 +99,18 @@ class Batch:
 # ------------------------------------------------------------------------------------------------ sequences to a batch
 
 
-def pad(sequences: list[np.ndarray], pad_id: int, multiple: int = GROUP_WIDTH) -> tuple[np.ndarray, np.ndarray]:
-    """(bs, seq_length) ids and the bool mask of the real ones; seq_length is a multiple of `multiple`, unless all
-    sequences are of equal length: then nothing is padded."""
+def pad(sequences: list[np.ndarray], pad_id: int, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(bs, seq_length) ids and the bool mask of the real ones.
+
+    The length is rounded up to a multiple of GROUP_WIDTH, but not beyond `max_length`, for which alone the models have
+    positions. Where all sequences are of equal length, nothing is padded.
+    """
     lengths = np.array([len(sequence) for sequence in sequences])
     longest = lengths.max()
-    seq_length = longest if (lengths == longest).all() else -(-longest // multiple) * multiple
+    seq_length = longest
+    if (lengths != longest).any():
+        seq_length = -(-longest // GROUP_WIDTH) * GROUP_WIDTH
+        seq_length = max(longest, min(seq_length, max_length or seq_length))
     attended = np.arange(seq_length) < lengths[:, None]  # (bs, seq_length)
     ids = np.full(attended.shape, pad_id, np.int64)
     ids[attended] = np.concatenate(sequences)
@@ -146,22 +152,24 @@ def prepare_batch_mlm(
     masking: Masking,
     generator: np.random.Generator,
     head_on_all_tokens: bool,
+    max_length: int | None = None,
 ) -> Batch:
     """Masked-language-model batch: labels are the original ids at the chosen positions.
 
     Args:
         head_on_all_tokens: logits are needed for every attended token, not only for the masked ones.
+        max_length: see `pad`.
     """
-    ids, attended = pad(sequences, pad_id)
+    ids, attended = pad(sequences, pad_id, max_length)
     masked, chosen = draw_mask(ids, attended, masking, generator)
     others = attended.ravel().copy() if head_on_all_tokens else np.zeros(ids.size, bool)
     others[chosen] = False
     return _to_tensors(masked, attended, chosen, others, ids.ravel()[chosen])
 
 
-def prepare_batch_clm(sequences: list[np.ndarray], pad_id: int) -> Batch:
+def prepare_batch_clm(sequences: list[np.ndarray], pad_id: int, max_length: int | None = None) -> Batch:
     """Causal batch: the label of a position is the token after it; the last position of a sequence has none."""
-    ids, attended = pad(sequences, pad_id)
+    ids, attended = pad(sequences, pad_id, max_length)
     has_next = np.zeros_like(attended)
     has_next[:, :-1] = attended[:, 1:]
     positions = np.flatnonzero(has_next)
@@ -204,6 +212,7 @@ class Batches(Dataset):
     ) -> None:
         self.dataset, self.sampler, self.seed = dataset, sampler, seed
         self.masking, self.pad_id, self.head_on_all_tokens = masking, pad_id, head_on_all_tokens
+        self.max_length = getattr(dataset, "max_length", None)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -211,9 +220,11 @@ class Batches(Dataset):
     def __getitem__(self, j: int) -> Batch:
         sequences = [self.dataset[i] for i in self.sampler.batch(j)]
         if self.masking is None:
-            return prepare_batch_clm(sequences, self.pad_id)
+            return prepare_batch_clm(sequences, self.pad_id, self.max_length)
         generator = np.random.default_rng([*self.seed, j])
-        return prepare_batch_mlm(sequences, self.pad_id, self.masking, generator, self.head_on_all_tokens)
+        return prepare_batch_mlm(
+            sequences, self.pad_id, self.masking, generator, self.head_on_all_tokens, self.max_length
+        )
 
 
 # --------------------------------------------------------------------------------------------- batches to micro-batches
@@ -223,7 +234,7 @@ MAX_PADDING = 1 / 8  # of the positions of a micro-batch, beyond what a sequence
 NO_LOGITS, NO_LABEL = -2, -1  # in place of a label: what is not computed for a token
 
 
-def cut_micro_batches(batches: list[Batch], tokens: int, pad_id: int) -> list[Batch]:
+def cut_micro_batches(batches: list[Batch], tokens: int, pad_id: int, max_length: int | None = None) -> list[Batch]:
     """What goes through the models at once: the sequences of some batches, sorted by length, in parts of similar length
     and within a number of tokens, padding included (a longer sequence goes alone).
 
@@ -237,7 +248,7 @@ def cut_micro_batches(batches: list[Batch], tokens: int, pad_id: int) -> list[Ba
     ids, labels = (np.split(flat, np.cumsum(lengths)[:-1]) for flat in (ids, labels))
     micro_batches = []
     for part in _parts_of_similar_length(lengths, tokens):
-        padded, attended = pad([ids[i] for i in part], pad_id)
+        padded, attended = pad([ids[i] for i in part], pad_id, max_length)
         wanted = np.full(attended.shape, NO_LOGITS)
         wanted[attended] = np.concatenate([labels[i] for i in part])
         wanted = wanted.ravel()
@@ -291,7 +302,7 @@ class Steps(Dataset):
         batches = [self.batches[j] for j in numbers]
         if not self.tokens_per_micro_batch:
             return batches
-        return cut_micro_batches(batches, self.tokens_per_micro_batch, self.batches.pad_id)
+        return cut_micro_batches(batches, self.tokens_per_micro_batch, self.batches.pad_id, self.batches.max_length)
 
 
 # ------------------------------------------------------------------------------------------------------ the run's data

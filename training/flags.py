@@ -5,15 +5,19 @@ Names are those of both generations of the original scripts.
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 
 import utils
 from models.families import FAMILIES
+from models.loading import LIMITS
 from training.distributed import add_precision_flags
 from training.recipe import Recipe
-from utils import InputError
+from utils import InputError, integer, path, real
 
 DEFAULT_TEACHER = "bert-base-uncased"
+
+FRACTION = real(0, 1)
 
 # Flag of the first generation -> attribute of a configuration, as most families and as DistilBERT call it.
 ARCHITECTURE = {
@@ -40,20 +44,26 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     switch = argparse.BooleanOptionalAction
 
     group = parser.add_argument_group("files")
-    group.add_argument("--dump_path", required=True, help="folder for all that the run writes")
+    group.add_argument("--dump_path", type=path, required=True, help="folder for all that the run writes")
     group.add_argument(
         "--data_file",
+        type=path,
         nargs="+",
         required=True,
         help="binarized text to train on (scripts/binarized_data.py): files, or globs such as 'text-*.pickle'",
     )
-    group.add_argument("--token_counts", help="counts of that text (scripts/token_counts.py); default: the run counts")
     group.add_argument(
-        "--valid_data_file", nargs="+", help="binarized text to evaluate on; default: --valid_share of --data_file"
+        "--token_counts", type=path, help="counts of that text (scripts/token_counts.py); default: the run counts"
+    )
+    group.add_argument(
+        "--valid_data_file",
+        type=path,
+        nargs="+",
+        help="binarized text to evaluate on; default: --valid_share of --data_file",
     )
     group.add_argument(
         "--valid_share",
-        type=float,
+        type=FRACTION,
         default=0.01,
         help="share of the sequences held out for evaluation, 500 at most; 0: no evaluation (default: %(default)s)",
     )
@@ -63,32 +73,36 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
 
     group = parser.add_argument_group("teacher and tokenizer (hub names or local folders)")
-    group.add_argument("--teacher_name", "--bert_model", help=f"the teacher (default: {DEFAULT_TEACHER})")
+    group.add_argument("--teacher_name", "--bert_model", type=path, help=f"the teacher (default: {DEFAULT_TEACHER})")
     group.add_argument("--teacher_type", choices=FAMILIES, help="its family; only checked, the teacher itself tells it")
-    group.add_argument("--tokenizer_name", "--bert_tokenizer", help="default: the teacher's, else the student's")
+    group.add_argument(
+        "--tokenizer_name", "--bert_tokenizer", type=path, help="default: the teacher's, else the student's"
+    )
     group.add_argument("--tokenizer_type", choices=FAMILIES, help="accepted for old command lines; not needed")
 
     group = parser.add_argument_group("student (default: the teacher's shape at half the depth, random weights)")
     group.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
     group.add_argument(
-        "--student_config", "--from_pretrained_config", help="its shape: a JSON file, folder or hub name"
+        "--student_config", "--from_pretrained_config", type=path, help="its shape: a JSON file, folder or hub name"
     )
     group.add_argument(
         "--student_pretrained_weights",
         "--from_pretrained_weights",
+        type=path,
         help="its first weights: a .pth file (scripts/extract_for_distil.py), or a folder or hub name to train on",
     )
+    shape = {key: integer(*limits) for key, limits in LIMITS.items()}
     for flag, kind, text in (
-        ("--n_layers", int, "layers"),
-        ("--n_heads", int, "attention heads"),
-        ("--dim", int, "width of the hidden states"),
-        ("--hidden_dim", int, "width of the feed-forward layers"),
-        ("--dropout", float, "dropout of layers and embeddings"),
-        ("--attention_dropout", float, "dropout of attention weights"),
+        ("--n_layers", shape["num_hidden_layers"], "layers"),
+        ("--n_heads", shape["num_attention_heads"], "attention heads"),
+        ("--dim", shape["hidden_size"], "width of the hidden states"),
+        ("--hidden_dim", shape["intermediate_size"], "width of the feed-forward layers"),
+        ("--dropout", real(0, 0.99), "dropout of layers and embeddings"),
+        ("--attention_dropout", real(0, 0.99), "dropout of attention weights"),
         ("--activation", str, "activation of the feed-forward layers, such as gelu"),
-        ("--vocab_size", int, "entries of the vocabulary (default: the tokenizer's)"),
-        ("--max_position_embeddings", int, "longest sequence"),
-        ("--initializer_range", float, "standard deviation of random initial weights"),
+        ("--vocab_size", shape["vocab_size"], "entries of the vocabulary (default: the tokenizer's)"),
+        ("--max_position_embeddings", shape["max_position_embeddings"], "longest sequence"),
+        ("--initializer_range", real(*LIMITS["initializer_range"]), "standard deviation of random initial weights"),
     ):
         group.add_argument(flag, type=kind, help=text)
     group.add_argument("--sinusoidal_pos_embds", action=switch, help="positions start as sinusoids (distilbert only)")
@@ -101,37 +115,41 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--freeze_token_type_embds", action=switch, default=False, help="same for token types")
 
     group = parser.add_argument_group("loss: the weights of its terms, 0 to leave one out")
-    group.add_argument("--alpha_ce", type=float, help="KL to the teacher's predictions (%(default)s)")
+    group.add_argument("--alpha_ce", type=real(0, 1e6), help="KL to the teacher's predictions (%(default)s)")
     group.add_argument(
-        "--alpha_mlm", type=float, help=f"masked words (default: {Recipe.alpha_mlm}; 0 for causal models)"
+        "--alpha_mlm", type=real(0, 1e6), help=f"masked words (default: {Recipe.alpha_mlm}; 0 for causal models)"
     )
     group.add_argument(
-        "--alpha_clm", type=float, help=f"next words (default: {Recipe.alpha_mlm} for causal models, else 0)"
+        "--alpha_clm", type=real(0, 1e6), help=f"next words (default: {Recipe.alpha_mlm} for causal models, else 0)"
     )
-    group.add_argument("--alpha_mse", type=float, help="squared error of the logits (%(default)s)")
-    group.add_argument("--alpha_cos", type=float, help="direction of the last hidden states (%(default)s)")
-    group.add_argument("--temperature", type=float, help="of both softmaxes in the KL (%(default)s)")
+    group.add_argument("--alpha_mse", type=real(0, 1e6), help="squared error of the logits (%(default)s)")
+    group.add_argument("--alpha_cos", type=real(0, 1e6), help="direction of the last hidden states (%(default)s)")
+    group.add_argument(
+        "--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)"
+    )
     group.add_argument("--restrict_ce_to_mask", action="store_true", help="KL and MSE at masked positions only")
 
     group = parser.add_argument_group("masking")
     group.add_argument("--mlm", action=switch, help="masked (--no-mlm: causal) language model; the student tells it")
-    group.add_argument("--mlm_mask_prop", type=float, help="share of tokens chosen (%(default)s)")
-    group.add_argument("--word_mask", type=float, help="of those, share masked (%(default)s)")
-    group.add_argument("--word_keep", type=float, help="of those, share kept (%(default)s)")
-    group.add_argument("--word_rand", type=float, help="of those, share replaced at random (%(default)s)")
+    group.add_argument(
+        "--mlm_mask_prop", type=real(0, 1, low_allowed=False), help="share of tokens chosen (%(default)s)"
+    )
+    group.add_argument("--word_mask", type=FRACTION, help="of those, share masked (%(default)s)")
+    group.add_argument("--word_keep", type=FRACTION, help="of those, share kept (%(default)s)")
+    group.add_argument("--word_rand", type=FRACTION, help="of those, share replaced at random (%(default)s)")
     group.add_argument(
         "--mlm_smoothing",
-        type=float,
+        type=real(0, 10),
         help="chosen with weight count^-smoothing; 0: evenly (%(default)s)",
     )
 
     group = parser.add_argument_group("optimization")
-    group.add_argument("--n_epoch", type=int, help="times through the text (%(default)s)")
-    group.add_argument("--batch_size", type=int, help="sequences a batch (%(default)s)")
-    group.add_argument("--tokens_per_batch", type=int, help="a batch by tokens, padding included, instead")
+    group.add_argument("--n_epoch", type=integer(1), help="times through the text (%(default)s)")
+    group.add_argument("--batch_size", type=integer(1), help="sequences a batch (%(default)s)")
+    group.add_argument("--tokens_per_batch", type=integer(1), help="a batch by tokens, padding included, instead")
     group.add_argument(
         "--gradient_accumulation_steps",
-        type=int,
+        type=integer(1),
         help="batches that a step takes on each process (%(default)s)",
     )
     group.add_argument("--shuffle", action=switch, help="draw a new order each epoch (default: on)")
@@ -140,19 +158,21 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         action=switch,
         help="sequences of similar length together (default: on)",
     )
-    group.add_argument("--learning_rate", type=float, help="peak (%(default)s)")
-    group.add_argument("--warmup_prop", type=float, help="share of the steps up to the peak (%(default)s)")
-    group.add_argument("--weight_decay", type=float, help="not of biases and layer norms (%(default)s)")
-    group.add_argument("--adam_epsilon", type=float, help="(%(default)s)")
-    group.add_argument("--max_grad_norm", type=float, help="gradients are clipped to it (%(default)s)")
-    group.add_argument("--seed", type=int, help="of order, masks, dropout, weights (%(default)s)")
+    group.add_argument("--learning_rate", type=real(0, 100, low_allowed=False), help="peak (%(default)s)")
+    group.add_argument("--warmup_prop", type=FRACTION, help="share of the steps up to the peak (%(default)s)")
+    group.add_argument("--weight_decay", type=real(0, 10), help="not of biases and layer norms (%(default)s)")
+    group.add_argument("--adam_epsilon", type=real(0, 1, low_allowed=False), help="(%(default)s)")
+    group.add_argument(
+        "--max_grad_norm", type=real(0, 1e9, low_allowed=False), help="gradients are clipped to it (%(default)s)"
+    )
+    group.add_argument("--seed", type=integer(0, 2**63 - 1), help="of order, masks, dropout, weights (%(default)s)")
 
     group = parser.add_argument_group("machine")
     add_precision_flags(group)
     group.add_argument("--fp16_opt_level", help="accepted for old command lines; there is one level now")
     group.add_argument(
         "--tokens_per_micro_batch",
-        type=int,
+        type=integer(0),
         help="the sequences of a step go through the models sorted by length, in micro-batches of so many tokens; this "
         "changes no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: a batch "
         "is a micro-batch)",
@@ -160,45 +180,43 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--compile", action=switch, default=False, help="torch.compile the models: minutes at the start (default: off)"
     )
-    group.add_argument("--n_gpu", type=int, help="GPUs over all machines, 0 for the CPU (default: what there is)")
-    group.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers")
-    group.add_argument("--num_workers", type=int, help="processes that prepare batches (default: 4 with a GPU, else 0)")
-    group.add_argument("--peak_tflops", type=float, help="of the device, for the MFU (default: see models/flops.py)")
+    group.add_argument(
+        "--n_gpu", type=integer(0, 1 << 20), help="GPUs over all machines, 0 for the CPU (default: what there is)"
+    )
+    group.add_argument("--local_rank", "--local-rank", type=integer(-1, 1 << 20), default=-1, help="set by launchers")
+    group.add_argument(
+        "--num_workers",
+        type=integer(0, 4 * (os.cpu_count() or 1)),
+        help="processes that prepare batches (default: 4 with a GPU, else 0)",
+    )
+    group.add_argument(
+        "--peak_tflops",
+        type=real(0, 1e6, low_allowed=False),
+        help="of the device, for the MFU (default: see models/flops.py)",
+    )
     group.add_argument(
         "--dry_run",
-        type=int,
+        type=integer(1),
         metavar="N",
         help="only time N steps of this run, and say what the whole takes; writes nothing to --dump_path",
     )
 
     group = parser.add_argument_group("intervals, in steps")
-    group.add_argument("--log_interval", type=int, help="default: 100 lines a run, but at least one every 500")
-    group.add_argument("--eval_interval", type=int, help="default: 20 evaluations a run")
-    group.add_argument("--checkpoint_interval", type=int, help="default: every 15 minutes; always after an epoch")
+    group.add_argument("--log_interval", type=integer(1), help="default: 100 lines a run, but at least one every 500")
+    group.add_argument("--eval_interval", type=integer(1), help="default: 20 evaluations a run")
+    group.add_argument(
+        "--checkpoint_interval", type=integer(1), help="default: every 15 minutes; always after an epoch"
+    )
     given = {field.name: field.default for field in dataclasses.fields(Recipe)}
     parser.set_defaults(**{name: default for name, default in given.items() if name not in RESOLVED_LATER})
     return parser
 
 
 def sanity_checks(args: argparse.Namespace) -> None:
-    """What the flags alone can get wrong. Raises: InputError that names them."""
-    for name in ("alpha_ce", "alpha_mlm", "alpha_clm", "alpha_mse", "alpha_cos", "mlm_smoothing", "weight_decay",
-                 "tokens_per_micro_batch"):  # fmt: skip
-        if (value := getattr(args, name)) is not None and not 0 <= value < float("inf"):
-            raise InputError(f"--{name} {value}: it must be 0 or more.")
-    for name in ("n_epoch", "batch_size", "tokens_per_batch", "gradient_accumulation_steps", "temperature",
-                 "learning_rate", "max_grad_norm", "adam_epsilon", "log_interval", "eval_interval",
-                 "checkpoint_interval", "mlm_mask_prop", "peak_tflops", "dry_run"):  # fmt: skip
-        if (value := getattr(args, name)) is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name} {value}: it must be more than 0.")
-    for name in ("warmup_prop", "valid_share", "mlm_mask_prop", "word_mask", "word_keep", "word_rand"):
-        if not 0 <= (value := getattr(args, name)) <= 1:
-            raise InputError(f"--{name} {value}: it is a share, between 0 and 1.")
+    """Which flags contradict each other (the range of each stands with it). Raises: InputError that names them."""
     total = args.word_mask + args.word_keep + args.word_rand
     if abs(total - 1) > 1e-6:
         raise InputError(f"--word_mask, --word_keep and --word_rand must add up to 1, not to {total:g}.")
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: it must be 0 or more.")
     if args.force and args.resume:
         raise InputError("--force starts over and --resume continues: give one of them.")
     if args.tokens_per_batch and not args.group_by_size:

@@ -23,7 +23,16 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from training import model_card
-from utils import InputError, RunError, atomic_write, git_log, new_file_mode, write_json
+from utils import (
+    InputError,
+    RunError,
+    atomic_write,
+    check_output_folder,
+    git_log,
+    new_file_mode,
+    reason_of,
+    write_json,
+)
 
 STATE = "training_state.pth"
 METRICS = "metrics.jsonl"
@@ -37,28 +46,35 @@ OUTPUT_FILES = (  # --force removes these and nothing else
 
 
 class RunFolder:
-    """Writes the files of one run; made by the master process only.
+    """Writes the files of one run; used by the master process only.
 
     Args:
         path: `--dump_path`.
         parameters: every flag's value, for parameters.json and the card.
         tokenizer: what the model's users will need.
-        resumed_at: the step after which a resumed run continues; None for a new one, which removes an old one's files.
     """
 
-    def __init__(self, path: str | Path, parameters: dict, tokenizer, resumed_at: int | None = None) -> None:
+    def __init__(self, path: str | Path, parameters: dict, tokenizer) -> None:
+        self.path, self.parameters, self.tokenizer = Path(path), parameters, tokenizer
+
+    def start(self, resumed_at: int | None = None) -> None:
+        """Makes the folder ready for a run. Nothing is written, and nothing of an older run removed, before this.
+
+        Args:
+            resumed_at: the step after which a resumed run continues; None for a new one, which removes an old one's
+                files.
+        """
         from tensorboardX import SummaryWriter
 
-        self.path, self.parameters = Path(path), parameters
         self.path.mkdir(parents=True, exist_ok=True)
         if resumed_at is None:
             _clear(self.path, OUTPUT_FILES)
         else:
             _clear(self.path, (UNFINISHED,))  # what a killed process left
             _rewind_metrics(self.path / METRICS, resumed_at)
-        write_json(self.path / PARAMETERS, parameters)
+        write_json(self.path / PARAMETERS, self.parameters)
         write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
-        tokenizer.save_pretrained(self.path)
+        self.tokenizer.save_pretrained(self.path)
         self.tensorboard = SummaryWriter(str(self.path / "log" / "train"), purge_step=resumed_at)
         self.metrics = open(self.path / METRICS, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
 
@@ -117,7 +133,10 @@ def command_line() -> str:
 def read_metrics(path: str | Path) -> list[dict]:
     """The rows of a metrics.jsonl. Raises: InputError if it is missing or no such file."""
     try:
-        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        if not all(isinstance(row, dict) and {"kind", "step", "tokens"} <= row.keys() for row in rows):
+            raise ValueError
+        return rows
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; is it the dump_path of a run?") from None
     except ValueError:
@@ -134,8 +153,7 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
         inputs: files and folders that this run reads; none may lie in a folder that is to be overwritten.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--dump_path {path} is a file; give a folder.")
+    check_output_folder(path, "--dump_path")
     if not path.exists() or not any(path.iterdir()) or (resume and (path / STATE).is_file()):
         return
     if not force and not resume:
@@ -160,10 +178,16 @@ def _clear(folder: Path, patterns: tuple[str, ...]) -> None:
 
 def load_parameters(path: str | Path) -> dict:
     """The flags of the run in this folder."""
+    file = Path(path) / PARAMETERS
     try:
-        return json.loads((Path(path) / PARAMETERS).read_text())
+        parameters = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{Path(path) / PARAMETERS} can't be read ({error}), so the run can't continue.") from None
+        raise InputError(f"{file} can't be read ({reason_of(error)}), so the run can't continue.") from None
+    if not isinstance(parameters, dict):
+        raise InputError(
+            f"{file} does not hold the flags of a run, so the run can't continue; start over with --force."
+        )
+    return parameters
 
 
 def load_state(path: str | Path) -> dict | None:
@@ -172,14 +196,21 @@ def load_state(path: str | Path) -> dict | None:
     if not file.exists():
         return None
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage can raise nearly anything
-        raise InputError(f"{file} is damaged ({type(error).__name__}); start over with --force.") from None
+        raise InputError(f"{file} is damaged ({reason_of(error)}); start over with --force.") from None
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "student" not in state:
+        raise InputError(f"{file} does not hold the state of a run; start over with --force.")
+    return state
 
 
 def _rewind_metrics(file: Path, step: int) -> None:
     """Drops the rows after `step`, which a resumed run writes again, and a last line that a kill cut short."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
+    try:
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{file} is not the metrics.jsonl of a run, or damaged; start over with --force.") from None
     with atomic_write(file, "w") as out:
-        out.writelines(line for line in whole if json.loads(line)["step"] <= step)
+        out.writelines(kept)
