@@ -124,9 +124,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--alpha_mse", type=real(0, 1e6), help="squared error of the logits (%(default)s)")
     group.add_argument("--alpha_cos", type=real(0, 1e6), help="direction of the last hidden states (%(default)s)")
-    group.add_argument(
-        "--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)"
-    )
+    group.add_argument("--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)")
     group.add_argument("--restrict_ce_to_mask", action="store_true", help="KL and MSE at masked positions only")
 
     group = parser.add_argument_group("masking")
