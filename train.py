@@ -266,8 +266,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> int:
+    with init_world(args.n_gpu, args.local_rank) as world:
+        return run(args, world)
+
+
+def run(args: argparse.Namespace, world: World) -> int:
+    """Checks, loads, trains. Returns the exit status."""
     sanity_checks(args)
-    world = init_world(args.n_gpu, args.local_rank)
 
     # Everything that the user can have got wrong comes before a model is loaded or a file removed.
     dtype = choose_dtype(args, world.device)
@@ -308,7 +313,6 @@ def estimate(distiller: Distiller, args: argparse.Namespace) -> int:
     made = dry_run.make_estimate(distiller, args.dry_run)
     if distiller.world.is_master:
         print(dry_run.report(made, distiller, args.dump_path))
-    distiller.world.close()
     return utils.EXIT_OK
 
 
@@ -325,10 +329,11 @@ def train(distiller: Distiller, state: dict | None, dump_path: str) -> int:
     if distiller.folder:
         distiller.folder.start(state["step"] if state else None)
     start = time.monotonic()
-    signal_name = distiller.train()
-    if distiller.folder:
-        distiller.folder.close()
-    distiller.world.close()
+    try:
+        signal_name = distiller.train()
+    finally:
+        if distiller.folder:
+            distiller.folder.close()
     if signal_name:
         logger.info("stopped by %s after step %d; with --resume it continues there", signal_name, distiller.n_done)
         return utils.EXIT_INTERRUPTED

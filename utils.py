@@ -15,6 +15,8 @@ import random
 import signal
 import sys
 import tempfile
+import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +30,7 @@ logger = logging.getLogger("distil")
 EXIT_OK = 0
 EXIT_FAILED = 1  # the run itself failed: loss not finite, disk full
 EXIT_BAD_INPUT = 2  # a flag or a file is wrong; also what argparse uses
+EXIT_KEYBOARD = 130  # Ctrl-C, as shells have it
 EXIT_INTERRUPTED = 75  # stopped by a signal after saving its state: run the same command with --resume (EX_TEMPFAIL)
 
 
@@ -37,6 +40,18 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The run can't continue. The message is one sentence, shown without a traceback."""
+
+
+class ToldAlready(Exception):
+    """Ends a process whose failure has been told, by itself or by another one of its run.
+
+    Args:
+        status: what to exit with.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 def why_not_loaded(name: str, error: Exception) -> str:
@@ -131,25 +146,39 @@ def command_line(make_parser: Callable[[], argparse.ArgumentParser]) -> Callable
             setup_logging()
             try:
                 return run(make_parser().parse_args(argv)) or EXIT_OK
-            except InputError as error:
-                return _fail(f"error: {error}", EXIT_BAD_INPUT)
-            except RunError as error:
-                return _fail(f"error: {error}", EXIT_FAILED)
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit doesn't try to flush
-                return EXIT_FAILED
-            except OSError as error:
-                where = f" ({error.filename})" if error.filename else ""
-                return _fail(f"error: {error.strerror or error}{where}", EXIT_FAILED)
-            except KeyboardInterrupt:
-                return _fail("interrupted", 130)
+            except ToldAlready as told:
+                return told.status
+            except EXPECTED as error:
+                if os.environ.get("RANK", "0") != "0":
+                    time.sleep(LET_FIRST_SPEAK)
+                return tell(error)
 
         return main
 
     return decorate
 
 
-def _fail(message: str, status: int) -> int:
+EXPECTED = (InputError, RunError, OSError, KeyboardInterrupt)
+LET_FIRST_SPEAK = (
+    3  # seconds; what all processes of a launcher got wrong alike is told by the first, which ends the rest
+)
+
+
+def tell(error: BaseException) -> int:
+    """Says in one line on stderr what went wrong; of a bug, its traceback. Returns the exit status."""
+    status, message = EXIT_FAILED, f"error: {error}"
+    if isinstance(error, InputError):
+        status = EXIT_BAD_INPUT
+    elif isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit doesn't try to flush
+        return status
+    elif isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        message = f"error: {error.strerror or error}{where}"
+    elif isinstance(error, KeyboardInterrupt):
+        status, message = EXIT_KEYBOARD, "interrupted"
+    elif not isinstance(error, RunError):
+        message = "".join(traceback.format_exception(error)).rstrip()
     print(message, file=sys.stderr)
     return status
 

@@ -1,11 +1,19 @@
-"""The processes that train together, the device of each, and what it computes in."""
+"""The processes that train together, the device of each, and what it computes in.
+
+A failure of one process ends all of them. Left alone, the others would wait for it in the next exchange, and each would
+end in an error of its own about a lost connection. So the one that fails first tells it: on stderr, and to the others
+through the store that they found each other by (see `World.__exit__`).
+"""
 
 import argparse
+import contextlib
 import datetime
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils import InputError, RunError
+from utils import EXIT_FAILED, InputError, RunError, ToldAlready, reason_of, tell
+
+PATIENCE = 4  # seconds, of a process that failed, for the others to notice
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,41 @@ class World:
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    store: dist.Store | None = None
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, _) -> None:
+        """Closes the connections; after a failure, ends all processes with its status.
+
+        The first to fail prints its message and sets the status in the store, then closes its connections, so that
+        whoever waits for it in an exchange wakes up with an error, looks into the store, and ends silently with the
+        same status. It stays until all have looked, since the store may be its own.
+
+        Raises: ToldAlready in place of `error`, if there are several processes.
+        """
+        if self.size == 1:
+            return
+        if error is None:
+            dist.destroy_process_group()
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's, as soon as the first process has ended
+        try:
+            is_first = self.store.add("failures", 1) == 1
+            if is_first:
+                self.store.set("status", str(tell(error)))
+            status = int(self.store.get("status"))
+            self.store.add("informed", 1)
+            dist.destroy_process_group()
+            deadline = time.monotonic() + PATIENCE
+            while is_first or self.rank == 0:
+                if self.store.add("informed", 0) == self.size or time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
+        except RuntimeError:  # the store has gone with the process that held it
+            status = EXIT_FAILED
+        raise ToldAlready(status) from None
 
     @property
     def is_master(self) -> bool:
@@ -32,7 +77,8 @@ class World:
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sums `tensor` over all processes, in place: over gloo if it lies in main memory, over NCCL on a GPU."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with _telling_of_lost_processes():
+                dist.all_reduce(tensor)
 
     def make_once(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays that `make` returns: made by one process of each machine, mapped from a file by the others.
@@ -44,27 +90,38 @@ class World:
         if self.size == 1:
             return make()
         folder = None
-        if self.local_rank == 0:
-            made = make()
-            folder = tempfile.mkdtemp(prefix="distil-")
-            try:
-                for name, array in made.items():
-                    np.save(os.path.join(folder, name), array)
-            except OSError as error:
-                shutil.rmtree(folder)
-                raise RunError(f"{folder} has no room for the index of the text ({error}); set TMPDIR.") from None
-        folders: list = [None] * self.size
-        dist.all_gather_object(folders, folder)
-        ours = Path(folders[self.rank - self.local_rank])  # launchers number the processes of a machine in a row
-        arrays = {file.stem: np.load(file, mmap_mode="r") for file in ours.glob("*.npy")}
-        dist.barrier()
-        if folder:
-            shutil.rmtree(folder)  # what is mapped stays readable
+        try:
+            if self.local_rank == 0:
+                made = make()
+                folder = tempfile.mkdtemp(prefix="distil-")
+                try:
+                    for name, array in made.items():
+                        np.save(os.path.join(folder, name), array)
+                except OSError as error:
+                    raise RunError(f"{folder} has no room for the index of the text ({error}); set TMPDIR.") from None
+            folders: list = [None] * self.size
+            with _telling_of_lost_processes():
+                dist.all_gather_object(folders, folder)
+            ours = Path(folders[self.rank - self.local_rank])  # launchers number the processes of a machine in a row
+            arrays = {file.stem: np.load(file, mmap_mode="r") for file in ours.glob("*.npy")}
+            with _telling_of_lost_processes():
+                dist.barrier()
+        finally:
+            if folder:
+                shutil.rmtree(folder)  # what is mapped stays readable
         return arrays
 
-    def close(self) -> None:
-        if self.size > 1:
-            dist.destroy_process_group()
+
+@contextlib.contextmanager
+def _telling_of_lost_processes() -> Iterator[None]:
+    """An exchange fails only if another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"another process of this run has ended without a word (was it killed, or out of memory?); continue with "
+            f"--resume ({reason_of(error)})."
+        ) from None
 
 
 def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
@@ -92,11 +149,15 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    store = None
     if size > 1:
+        limit = datetime.timedelta(minutes=30)
+        store, *_ = next(dist.rendezvous("env://", rank, size, timeout=limit))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=30)
+            backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=limit
         )
-    return World(device, rank, local_rank, size)
+    return World(device, rank, local_rank, size, dist.PrefixStore("failures", store) if store else None)
 
 
 def describe_device(device: torch.device) -> str:
