@@ -168,7 +168,7 @@ class Distiller:
         weights = self.alphas.map(lambda alpha: alpha / len(batch.token_positions))
         loss, _ = self.micro_batch_loss(batch, weights, Projection.of(self.student.projection, self.dtype))
         self.optimization.backward(loss)
-        self.optimization.optimizer.zero_grad(set_to_none=True)
+        self.optimization.forget_gradients()
 
     def flops(self, counts: StepCounts) -> float:
         """Matrix work of a step, for all processes together; a backward pass takes twice a forward one."""

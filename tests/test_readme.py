@@ -7,11 +7,13 @@ import shutil
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from processes import run_command, run_script
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^    ((?:python|torchrun|bash|pip) .*)$", README, re.MULTILINE)
+# A command, with the line before it if that sets its environment.
+COMMANDS = re.findall(r"^    ((?:export .*\n    )?(?:python|torchrun|bash|pip) .*)$", README, re.MULTILINE)
 INSTALLING = [command for command in COMMANDS if command.startswith(("bash scripts/", "pip install -r"))]
 RUNNABLE = [command for command in COMMANDS if command not in INSTALLING]
 SMALLER = {  # sizes that would take minutes
@@ -21,7 +23,9 @@ SMALLER = {  # sizes that would take minutes
     "--open_sequences 3000",
 }
 if (os.cpu_count() or 1) < 4:
-    SMALLER["--nproc_per_node 4"] = "--nproc_per_node 2"
+    SMALLER |= {"--nproc_per_node 4": "--nproc_per_node 2", "N_GPU_NODE=4 WORLD_SIZE=4": "N_GPU_NODE=2 WORLD_SIZE=2"}
+if not torch.cuda.is_available():
+    SMALLER["--n_gpu $WORLD_SIZE"] = "--n_gpu 0"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_the_set_up_commands_are_printed_and_exist():
 
 
 def run_in_place(command, clone):
-    if not command.startswith("python "):
+    if not command.startswith(("python scripts/", "python train.py")):
         path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
         return run_command(command, cwd=clone, env={**os.environ, "PATH": path})
     script, *arguments = shlex.split(command)[1:]
@@ -65,7 +69,7 @@ def test_every_command_runs_as_printed(clone, workspace, command):
 
 
 def test_what_the_commands_have_left(clone):
-    for run in ("my_first_training", "my_second_training", "my_third_training"):
+    for run in ("my_first_training", "my_second_training", "my_third_training", "my_first_distillation"):
         assert (clone / "serialization_dir" / run / "model.safetensors").is_file()
     whole = (clone / "data" / "binarized_text.bert-base-uncased.pickle").read_bytes()
     assert (clone / "data" / "merged_text.pickle").read_bytes() == whole
@@ -83,6 +87,6 @@ def test_every_flag_that_the_readme_names_is_known():
     for script in (ROOT / "scripts").glob("*.py"):
         known |= set(re.findall(r'add_argument\(\s*"(--\w+)"', script.read_text()))
     for command in RUNNABLE:  # flags of the launchers: the test above has run them
-        if "torchrun" in command:
+        if "torchrun" in command or "torch.distributed" in command:
             known |= set(re.findall(r" (--[\w-]+)", command.partition("train.py")[0]))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", README)) <= known | {"--no"}

@@ -163,22 +163,24 @@ def test_a_changed_flag_does_not_resume(workspace, finished, capsys):
     assert "--seed (56 then, 57 now)" in error
 
 
-def test_two_processes_equal_one(workspace, tmp_path):
-    common = ["--dropout", 0, "--attention_dropout", 0, "--n_epoch", 1]
-    train(workspace, tmp_path / "one", *common, "--gradient_accumulation_steps", 4)
-    results = run_together(
-        2, ROOT / "train.py", "--teacher_name", workspace / "bert-base-uncased",
-        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
-        "--batch_size", 8, "--n_gpu", 0, "--fp32", *common, "--gradient_accumulation_steps", 2,
-        "--dump_path", tmp_path / "two",
-    )  # fmt: skip
-    assert [result.returncode for result in results] == [0, 0], results[0].stderr
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-5, msg=name)
-    final = [metrics(tmp_path / name, "train")[-1] for name in ("one", "two")]
-    assert final[0]["tokens"] == final[1]["tokens"]
-    assert final[0]["loss"] == pytest.approx(final[1]["loss"], rel=1e-4)
+def test_any_number_of_processes_takes_the_same_steps(workspace, tmp_path):
+    """Four batches a step, whoever computes them; dropout, which each process draws for itself, is off."""
+    flags = [
+        "--teacher_name", workspace / "bert-base-uncased", "--data_file", workspace / "text.bert-base-uncased.pickle",
+        "--token_counts", workspace / "counts.pickle", "--batch_size", 8, "--n_gpu", 0, "--fp32", "--n_epoch", 1,
+        "--dropout", 0, "--attention_dropout", 0,
+    ]  # fmt: skip
+    for size in (1, 2, 4):
+        more = ["--gradient_accumulation_steps", 4 // size, "--dump_path", tmp_path / str(size)]
+        results = run_together(size, ROOT / "train.py", *flags, *more)
+        assert [result.returncode for result in results] == [0] * size, results[0].stderr
+    one = weights(tmp_path / "1")
+    for other in ("2", "4"):
+        for name, tensor in weights(tmp_path / other).items():
+            torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
+        for a, b in zip(metrics(tmp_path / "1", "train"), metrics(tmp_path / other, "train"), strict=True):
+            assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
 def test_micro_batches_of_several_batches_change_no_more_than_rounding(workspace, tmp_path):

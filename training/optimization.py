@@ -38,6 +38,7 @@ class Optimization:
         warmup = math.ceil(n_steps * recipe.warmup_prop)
         self.scheduler = get_linear_schedule_with_warmup(self.optimizer, warmup, n_steps)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+        self._gradients = self._in_one_tensor() if world.size > 1 else None
 
     @property
     def lr(self) -> float:
@@ -70,18 +71,28 @@ class Optimization:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         return sums, bad
+
+    def forget_gradients(self) -> None:
+        if self._gradients is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._gradients.zero_()
+
+    def _in_one_tensor(self) -> torch.Tensor:
+        """Makes all gradients views of one tensor, to be exchanged at once and without a copy. Backward passes add to
+        what a gradient holds, in place, so the views stay; a process that has no batch in a short last step has zeros.
+        """
+        together = torch.zeros(sum(p.numel() for p in self.parameters), device=self.world.device)
+        parts = together.split([p.numel() for p in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return together
 
     def _exchange(self, sums: Terms) -> Terms:
         """Sums the gradients and `sums` over the processes. No mean: a gradient is weighted by the rows of all."""
-        for parameter in self.parameters:
-            if parameter.grad is None:  # this process had no batch in a short last step
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
-        self.world.all_reduce(flat)
-        for parameter, grad in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
-            parameter.grad.copy_(grad.view_as(parameter))
+        self.world.all_reduce(self._gradients)
         together = torch.stack(list(sums))
         self.world.all_reduce(together)
         return Terms(*together)
