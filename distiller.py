@@ -20,7 +20,7 @@ import torch
 
 from evaluation import held_out
 from models.families import LanguageModel
-from models.flops import MatrixWork, peak_flops
+from models.flops import TrainingWork, peak_flops
 from training import losses
 from training.batches import Batch, RunData, StepCounts
 from training.distributed import World
@@ -71,13 +71,12 @@ class Distiller:
         self.eval_interval = recipe.eval_interval or max(1, self.n_steps // N_EVALUATIONS)
 
         self.optimization = Optimization(student, recipe, self.n_steps, world, dtype)
-        # A model has either masked or next words as labels.
         self.alphas = Terms(recipe.alpha_ce, recipe.alpha_mse, recipe.alpha_mlm + recipe.alpha_clm, recipe.alpha_cos)
         names = Terms(ce="ce", mse="mse", labels="clm" if student.family.causal else "mlm", cos="cos")
         self.meter = Meter(names, self.alphas, self.n_steps, world, self.peak_flops)
-        self.epoch = 0
-        self.steps_of_epoch = 0  # done in this epoch
+        self.epoch = self.steps_of_epoch = 0  # steps done in this epoch
         self.n_done = 0  # steps done in all
+        self.best_loss = math.inf  # held-out
 
     def _prepare_models(self) -> None:
         recipe, student, teacher = self.recipe, self.student, self.teacher
@@ -87,8 +86,7 @@ class Distiller:
         if teacher:
             teacher.cast_products(self.dtype)
         self.t_projection = Projection.of(teacher.projection, self.dtype) if recipe.uses_teacher_logits else None
-        self.student_work = MatrixWork(student)
-        self.teacher_work = MatrixWork(teacher, recipe.uses_teacher_logits) if recipe.uses_teacher else None
+        self.work = TrainingWork(student, teacher if recipe.uses_teacher else None, recipe.uses_teacher_logits)
         known_peak = peak_flops(self.world.device, self.dtype)
         self.peak_flops = 1e12 * recipe.peak_tflops if recipe.peak_tflops else known_peak
 
@@ -171,11 +169,8 @@ class Distiller:
         self.optimization.forget_gradients()
 
     def flops(self, counts: StepCounts) -> float:
-        """Matrix work of a step, for all processes together; a backward pass takes twice a forward one."""
-        flops = 3 * self.student_work.forward(counts.tokens, counts.rows, counts.pairs)
-        if self.teacher_work:
-            flops += self.teacher_work.forward(counts.tokens, counts.rows, counts.pairs)
-        return flops
+        """Matrix work of a step, for all processes together."""
+        return self.work.flops(counts.tokens, counts.rows, counts.pairs)
 
     # ---------------------------------------------------------------------------------------------------------- the run
 
@@ -238,6 +233,10 @@ class Distiller:
             return
         with self.meter.paused():
             metrics = self.evaluate()
+            loss = metrics[held_out.LOSS[self.student.family.causal]]
+            if loss < self.best_loss and self.world.is_master:
+                self.folder.save_best(self.student.model)
+            self.best_loss = min(loss, self.best_loss)
         if self.world.is_master:
             self.folder.log_metrics("valid", self.n_done, self.meter.tokens, metrics)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -279,6 +278,7 @@ class Distiller:
             "epoch": self.epoch,
             "steps_of_epoch": self.steps_of_epoch,
             "step": self.n_done,
+            "best_loss": self.best_loss,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -286,3 +286,4 @@ class Distiller:
         self.optimization.load_state_dict(state["optimization"])
         self.meter.load_state_dict(state["meter"])
         self.epoch, self.steps_of_epoch, self.n_done = state["epoch"], state["steps_of_epoch"], state["step"]
+        self.best_loss = state["best_loss"]

@@ -37,14 +37,8 @@ from training.distributed import World, choose_dtype, describe_device, init_worl
 from training.flags import ARCHITECTURE, DEFAULT_TEACHER, sanity_checks, whole_model
 from training.memory import available_memory
 from training.recipe import Recipe
+from training.resume import check_resume, fingerprint
 from utils import InputError, logger
-
-# Flags that may differ when a run is resumed, because they don't change its result.
-HARMLESS = {
-    "command", "force", "resume", "dump_path", "data_file", "log_interval", "checkpoint_interval", "num_workers",
-    "local_rank", "n_gpu", "fp16_opt_level", "tokens_per_micro_batch", "peak_tflops", "dry_run",
-}  # fmt: skip
-
 
 # --------------------------------------------------------------------------------------------------------------- checks
 
@@ -119,19 +113,6 @@ def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: Pret
         raise InputError(f"--alpha_mlm {args.alpha_mlm}: a {student.model_type} is causal; use --alpha_clm.")
     if not causal and args.alpha_clm:
         raise InputError(f"--alpha_clm {args.alpha_clm}: a {student.model_type} is not causal; use --alpha_mlm.")
-
-
-def check_resume(args: argparse.Namespace, parameters: dict) -> None:
-    """A run that continues must be the run that was started. Raises: InputError that names the flags that differ."""
-    old = run_folder.load_parameters(args.dump_path)
-    changed = sorted(key for key in parameters if key in old and key not in HARMLESS and parameters[key] != old[key])
-    if changed:
-        changes = ", ".join(f"--{key} ({old[key]} then, {parameters[key]} now)" for key in changed)
-        changes = changes.replace("--data (", "the text of --data_file (").replace("--processes", "number of processes")
-        raise InputError(
-            f"--resume: this would change the result of the run in {args.dump_path}: {changes}; start over with "
-            f"--force."
-        )
 
 
 # --------------------------------------------------------------------------------------------------------------- wiring
@@ -286,26 +267,38 @@ def run(args: argparse.Namespace, world: World) -> int:
         text.verify()
     length = longest_sequence(student_cfg, teacher_cfg, tokenizer)
     data = build_data(args, recipe, text, tokenizer, length, family_of(student_cfg).causal, world)
-    parameters = vars(args) | {
-        "data": text.identity,
-        "dtype": str(dtype),
-        "processes": world.size,
-        "command": run_folder.command_line(),
-    }
     state = run_folder.load_state(args.dump_path) if args.resume else None
-    if state:
-        check_resume(args, parameters)
 
     logger.info("running on %s, computing in %s", describe_device(world.device), str(dtype).split(".")[1])
     if args.teacher_name and not needs_teacher(args):
         logger.info("no loss uses the teacher %s: it only serves to measure the agreement", args.teacher_name)
     utils.set_seed(args.seed)  # the student's random weights are drawn from this
     student, teacher = build_models(args, student_cfg, world.device)
+    parameters = describe_run(args, text, data, tokenizer, teacher, dtype, world)
+    if state:
+        check_resume(run_folder.load_parameters(args.dump_path), parameters, student.uses_dropout)
     folder = None
     if world.is_master and not args.dry_run:
-        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer)
+        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, args.keep_checkpoints)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)
     return estimate(distiller, args) if args.dry_run else train(distiller, state, args.dump_path)
+
+
+def describe_run(
+    args: argparse.Namespace, text: TokenCorpus, data: RunData, tokenizer, teacher: LanguageModel | None,
+    dtype: torch.dtype, world: World,
+) -> dict:  # fmt: skip
+    """What parameters.json holds: every flag, and what tells the contents of all that the run reads."""
+    return vars(args) | {
+        "data": text.identity,
+        "valid_data": open_corpus(args.valid_data_file).identity if args.valid_data_file else None,
+        "masking": fingerprint([torch.from_numpy(data.masking.token_probs)]) if data.masking else None,
+        "teacher": fingerprint(teacher.state_dict().values()) if teacher else None,
+        "tokenizer": describe_tokenizer(tokenizer)["vocab_hash"],
+        "dtype": str(dtype),
+        "processes": world.size,
+        "command": run_folder.command_line(),
+    }
 
 
 def estimate(distiller: Distiller, args: argparse.Namespace) -> int:

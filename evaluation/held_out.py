@@ -24,6 +24,7 @@ from training.distributed import World
 
 SEED = (0, 1 << 31)  # of the masks; no epoch has this number
 TOKENS_PER_BATCH = 4096
+LOSS = {False: "mlm_loss", True: "clm_loss"}  # the name of the loss, by whether the model is causal
 MAX_HELD_OUT = 500  # sequences: some 9,000 masked tokens at 120 tokens each, a standard error near 0.03 in the loss
 
 
@@ -71,7 +72,7 @@ def evaluate(
             sums += _sums(student, teacher, batch.to(world.device))
     world.all_reduce(sums)
     _, loss, *others = (sums / sums[0]).tolist()
-    metrics = {"mlm_loss" if batches.masking else "clm_loss": loss, "perplexity": math.exp(min(loss, 100))}
+    metrics = {LOSS[batches.masking is None]: loss, "perplexity": math.exp(min(loss, 100))}
     return metrics | dict(zip(names[2:], others, strict=True))
 
 

@@ -114,6 +114,11 @@ class LanguageModel(nn.Module):
                 module.to(dtype)
 
     @property
+    def uses_dropout(self) -> bool:
+        """Whether training draws random numbers."""
+        return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
+
+    @property
     def projection(self) -> nn.Linear:
         """(n, dim) -> (n, voc_size)."""
         return self.model.get_submodule(self.family.projection)

@@ -77,5 +77,23 @@ class MatrixWork:
         return self.per_token * tokens + self.per_row * rows + self.per_pair * pairs
 
 
+class TrainingWork:
+    """FLOPs of training a student, with the help of a teacher or without.
+
+    Args:
+        teacher: None if no loss needs it.
+        needs_logits: whether a loss needs the teacher's logits.
+    """
+
+    def __init__(self, student: LanguageModel, teacher: LanguageModel | None, needs_logits: bool) -> None:
+        self.student = MatrixWork(student)
+        self.teacher = MatrixWork(teacher, needs_logits) if teacher else None
+
+    def flops(self, tokens: float, rows: float, pairs: float) -> float:
+        """Of a step, see `MatrixWork.forward`: the student's pass forward and back, the teacher's forward."""
+        teacher = self.teacher.forward(tokens, rows, pairs) if self.teacher else 0
+        return 3 * self.student.forward(tokens, rows, pairs) + teacher
+
+
 def _matrix_weights(module: nn.Module) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear | Conv1D))

@@ -23,6 +23,7 @@ from dataset import open_token_file
 from evaluation.held_out import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
 from training import dry_run
+from training.checkpoint import load_newest
 
 
 def metrics(folder, kind):
@@ -60,7 +61,7 @@ def test_the_output_is_a_model_with_its_papers(finished):
     expected = {
         "README.md", "checkpoint.pth", "config.json", "git_log.json", "log", "metrics.jsonl", "model.safetensors",
         "model_epoch_0.pth", "model_epoch_1.pth", "parameters.json", "tokenizer.json", "tokenizer_config.json",
-        "training_state.pth",
+        "checkpoints", "best",
     }  # fmt: skip
     assert expected == set(os.listdir(finished))
     assert any(name.startswith("events.out") for name in os.listdir(finished / "log" / "train"))
@@ -231,8 +232,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(workspace, tmp_path, ca
 
 
 def test_the_disk_that_a_dry_run_foretells_is_what_a_run_takes(workspace, tmp_path, finished, monkeypatch):
-    names = ["checkpoint.pth", "model.safetensors", "model_epoch_0.pth", "model_epoch_1.pth", "training_state.pth"]
-    taken = sum((finished / name).stat().st_size for name in names)
+    taken = sum(file.stat().st_size for kind in ("*.pth", "*.safetensors") for file in finished.rglob(kind))
     estimates = []
     monkeypatch.setattr(dry_run, "report", lambda estimate, *_: estimates.append(estimate))
     train(workspace, tmp_path / "run", "--n_epoch", 2, "--dry_run", 1)
@@ -461,7 +461,7 @@ def test_resume_without_a_state_overwrites_nothing_but_a_run(workspace, tmp_path
 
     folder = tmp_path / "run"
     train(workspace, folder)
-    (folder / "training_state.pth").unlink()
+    shutil.rmtree(folder / "checkpoints")
     train(workspace, folder, "--resume", "--student_pretrained_weights", folder / "checkpoint.pth", expect=2)
     assert "checkpoint.pth, which this run reads" in capsys.readouterr().err
     assert (folder / "checkpoint.pth").exists()
@@ -479,7 +479,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(workspa
     train(workspace, folder, "--checkpoint_interval", 1, expect=1)
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    state = torch.load(folder / "training_state.pth", weights_only=True)
+    state = load_newest(folder / "checkpoints")
     assert state["step"] > 0
     assert "not finite in 1 of the last" in error
     assert f"up to {state['step'] + 1} of" in error

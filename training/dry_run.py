@@ -159,7 +159,8 @@ def disk_space(run: Run) -> tuple[int, int]:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
     trained = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if tensor.requires_grad)
     state = weights + 2 * trained  # Adam's two moments
-    return (2 + run.recipe.n_epoch) * weights + state, state  # checkpoint.pth, model.safetensors, one an epoch
+    n_models = 2 + run.recipe.n_epoch + (1 if run.data.held_out else 0)  # checkpoint.pth, model.safetensors, best
+    return n_models * weights + run.recipe.keep_checkpoints * state, state
 
 
 def report(estimate: Estimate, run: Run, dump_path: str) -> str:

@@ -205,6 +205,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--checkpoint_interval", type=integer(1), help="default: every 15 minutes; always after an epoch"
     )
+    group.add_argument("--keep_checkpoints", type=integer(1, 1000), help="how many of the newest (%(default)s)")
     given = {field.name: field.default for field in dataclasses.fields(Recipe)}
     parser.set_defaults(**{name: default for name, default in given.items() if name not in RESOLVED_LATER})
     return parser

@@ -44,6 +44,7 @@ class Recipe:
     log_interval: int | None = None
     eval_interval: int | None = None
     checkpoint_interval: int | None = None
+    keep_checkpoints: int = 2
 
     @property
     def uses_teacher(self) -> bool:

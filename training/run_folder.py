@@ -2,7 +2,8 @@
 
     config.json model.safetensors + the tokenizer's files     what `from_pretrained` reads
     checkpoint.pth, model_epoch_N.pth                          the student's state dict: newest, and after each epoch
-    training_state.pth                                         all that `train.py --resume` continues from
+    checkpoints/step_N                                         all that `train.py --resume` continues from
+    best                                                       the model of the best held-out loss, as above
     metrics.jsonl, log/train                                   one JSON object a row; the same for TensorBoard
     parameters.json, git_log.json                              flags and code of the run
     README.md                                                  the model card
@@ -10,6 +11,7 @@
 Every file appears whole or not at all.
 """
 
+import fcntl
 import json
 import os
 import shlex
@@ -23,25 +25,30 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from training import model_card
+from training.checkpoint import load_newest, save_checkpoint, steps_of
 from utils import (
     InputError,
     RunError,
     atomic_write,
     check_output_folder,
     git_log,
+    logger,
     new_file_mode,
     reason_of,
     write_json,
 )
 
-STATE = "training_state.pth"
+CHECKPOINTS, BEST = "checkpoints", "best"
+OLD_BEST = ".best.old.tmp"
 METRICS = "metrics.jsonl"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 UNFINISHED = ".*.tmp"
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save hides an OSError in a RuntimeError
 OUTPUT_FILES = (  # --force removes these and nothing else
-    PARAMETERS, METRICS, STATE, "git_log.json", "checkpoint.pth", "model_epoch_*.pth", "log/train/events.out.*",
-    "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer*.json",
-    "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", UNFINISHED,
+    PARAMETERS, METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
+    "log/train/events.out.*", "README.md", "config.json", "generation_config.json", "model.safetensors",
+    "tokenizer*.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json",
+    UNFINISHED,
 )  # fmt: skip
 
 
@@ -52,10 +59,13 @@ class RunFolder:
         path: `--dump_path`.
         parameters: every flag's value, for parameters.json and the card.
         tokenizer: what the model's users will need.
+        keep_checkpoints: how many of the newest.
     """
 
-    def __init__(self, path: str | Path, parameters: dict, tokenizer) -> None:
+    def __init__(self, path: str | Path, parameters: dict, tokenizer, keep_checkpoints: int) -> None:
         self.path, self.parameters, self.tokenizer = Path(path), parameters, tokenizer
+        self.keep_checkpoints = keep_checkpoints
+        self._lock: int | None = None
 
     def start(self, resumed_at: int | None = None) -> None:
         """Makes the folder ready for a run. Nothing is written, and nothing of an older run removed, before this.
@@ -63,20 +73,35 @@ class RunFolder:
         Args:
             resumed_at: the step after which a resumed run continues; None for a new one, which removes an old one's
                 files.
+
+        Raises: InputError if another process writes to this folder.
         """
         from tensorboardX import SummaryWriter
 
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock_folder()
         if resumed_at is None:
             _clear(self.path, OUTPUT_FILES)
         else:
-            _clear(self.path, (UNFINISHED,))  # what a killed process left
+            if not (self.path / BEST).exists() and (self.path / OLD_BEST).exists():  # killed between two renames
+                os.rename(self.path / OLD_BEST, self.path / BEST)
+            _clear(self.path, (UNFINISHED, f"{CHECKPOINTS}/{UNFINISHED}"))  # what a killed process left
             _rewind_metrics(self.path / METRICS, resumed_at)
         write_json(self.path / PARAMETERS, self.parameters)
         write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
         self.tokenizer.save_pretrained(self.path)
         self.tensorboard = SummaryWriter(str(self.path / "log" / "train"), purge_step=resumed_at)
         self.metrics = open(self.path / METRICS, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
+
+    def _lock_folder(self) -> None:
+        """For as long as this process lives; the lock is on the folder itself, so that none is left behind."""
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run is writing to --dump_path {self.path}; wait for it, or stop it.") from None
+        except OSError as error:
+            logger.warning("%s: no locks on this disk (%s); see that no other run writes it", self.path, error.strerror)
 
     def log_metrics(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
         """One row of metrics.jsonl and one point in each TensorBoard plot. `kind`: train or valid; None: unknown."""
@@ -87,7 +112,7 @@ class RunFolder:
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def save(self, model: PreTrainedModel, state: dict, epoch: int | None) -> None:
-        """The model in every form, then the state: a state never stands beside an older model.
+        """The model in every form, then the checkpoint: it never stands beside an older model.
 
         Raises: RunError if it can't be written; the files that stood there before are then whole.
         """
@@ -102,12 +127,32 @@ class RunFolder:
             with atomic_write(self.path / "README.md", "w") as file:
                 file.write(str(card))
             self.tensorboard.flush()
-            self._save_tensors(STATE, state)
-        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save hides an OSError in a RuntimeError
+            os.fsync(self.metrics.fileno())
+            save_checkpoint(self.path / CHECKPOINTS, state, self.keep_checkpoints)
+        except WRITE_ERRORS as error:
             raise RunError(
-                f"the checkpoint of step {state['step']} could not be written to {self.path} ({error}); the one "
-                f"before it is kept: make room, and continue with --resume."
+                f"the checkpoint of step {state['step']} could not be written to {self.path} ({reason_of(error)}); the "
+                f"one before it is kept: make room, and continue with --resume."
             ) from None
+
+    def save_best(self, model: PreTrainedModel) -> None:
+        """The model with the best held-out loss so far, for `from_pretrained`. Raises: RunError as `save`."""
+        best, old = self.path / BEST, self.path / OLD_BEST
+        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=self.path))
+        try:
+            model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            for file in temporary.iterdir():
+                file.chmod(new_file_mode())
+            temporary.chmod(0o777 & (new_file_mode() | 0o111))
+            shutil.rmtree(old, ignore_errors=True)
+            if best.exists():
+                os.rename(best, old)
+            os.rename(temporary, best)
+            shutil.rmtree(old, ignore_errors=True)
+        except WRITE_ERRORS as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RunError(f"{best} could not be written ({reason_of(error)}); make room, and use --resume.") from None
 
     def _save_tensors(self, name: str, value: dict) -> None:
         with atomic_write(self.path / name) as file:
@@ -123,6 +168,7 @@ class RunFolder:
     def close(self) -> None:
         self.metrics.close()
         self.tensorboard.close()
+        os.close(self._lock)
 
 
 def command_line() -> str:
@@ -154,7 +200,7 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
     """
     path = Path(path)
     check_output_folder(path, "--dump_path")
-    if not path.exists() or not any(path.iterdir()) or (resume and (path / STATE).is_file()):
+    if not path.exists() or not any(path.iterdir()) or (resume and steps_of(path / CHECKPOINTS)):
         return
     if not force and not resume:
         raise InputError(
@@ -191,17 +237,8 @@ def load_parameters(path: str | Path) -> dict:
 
 
 def load_state(path: str | Path) -> dict | None:
-    """The state to continue from, or None if the run has saved none yet."""
-    file = Path(path) / STATE
-    if not file.exists():
-        return None
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling garbage can raise nearly anything
-        raise InputError(f"{file} is damaged ({reason_of(error)}); start over with --force.") from None
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "student" not in state:
-        raise InputError(f"{file} does not hold the state of a run; start over with --force.")
-    return state
+    """The state to continue from, or None if the run has saved none yet. Raises: InputError if all are damaged."""
+    return load_newest(Path(path) / CHECKPOINTS)
 
 
 def _rewind_metrics(file: Path, step: int) -> None:

@@ -1,0 +1,109 @@
+"""Kills a small run many times, some of them inside a write, resumes it each time, and compares it with one that was
+not killed: the weights bit for bit, and every row of metrics.jsonl.
+
+    python tests/kill_and_resume.py --kills 20
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+
+KILLED_IN_A_WRITE = """
+import os, signal
+
+left = int(os.environ["KILL_AT"])
+
+def dying(function):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+for name in ("fsync", "rename", "replace"):
+    setattr(os, name, dying(getattr(os, name)))
+import train
+raise SystemExit(train.main())
+"""
+
+
+def weights_of(run: Path) -> dict:
+    import torch
+
+    return torch.load(run / "checkpoint.pth", weights_only=True)
+
+
+def rows_of(run: Path) -> list[dict]:
+    """All metrics but those of speed."""
+    speed = ("tokens_per_second", "tflops", "mfu", "peak_memory_gib")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in speed} for row in rows]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    from conftest import _make_workspace
+    from processes import run_script, running
+
+    draw = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workspace, run, whole = folder / "workspace", folder / "run", folder / "whole"
+        workspace.mkdir()
+        _make_workspace(workspace)
+        script = folder / "killed.py"
+        script.write_text(KILLED_IN_A_WRITE)
+        flags = ["--data_file", workspace / "text.bert-base-uncased.pickle", "--n_gpu", 0, "--fp32", "--batch_size", 2,
+                 "--token_counts", workspace / "counts.pickle", "--teacher_name", workspace / "bert-base-uncased",
+                 "--gradient_accumulation_steps", 1, "--checkpoint_interval", 5, "--n_epoch", 4]  # fmt: skip
+        start = time.monotonic()
+        assert run_script(ROOT / "train.py", *flags, "--dump_path", whole).returncode == 0
+        took = time.monotonic() - start
+        flags += ["--dump_path", run, "--resume"]
+        in_writes = at_random = 0
+        while in_writes + at_random < args.kills:
+            if draw.random() < 0.5:
+                calls = draw.randint(5, 60)
+                result = run_script(script, *flags, PYTHONPATH=str(ROOT), KILL_AT=str(calls))
+                in_writes += result.returncode == -signal.SIGKILL
+            else:
+                with running(ROOT / "train.py", *flags) as training:
+                    time.sleep(draw.uniform(0.2, took / 3))
+                    training.kill()
+                    at_random += training.result().returncode == -signal.SIGKILL
+            print(f"killed {in_writes} times in a write, {at_random} times at random", flush=True)
+            if result_is_complete(run):
+                break
+        assert run_script(ROOT / "train.py", *flags).returncode == 0
+        import torch
+
+        killed, other = weights_of(run), weights_of(whole)
+        same = all(torch.equal(killed[key], other[key]) for key in other)
+        print(f"weights bit-identical: {same}; metrics identical: {rows_of(run) == rows_of(whole)}")
+        left = [path for path in run.rglob("*.tmp")]
+        print(f"temporary files left: {len(left)}")
+        return 0 if same and rows_of(run) == rows_of(whole) and not left else 1
+
+
+def result_is_complete(run: Path) -> bool:
+    """Whether the run reached its end, so that nothing is left to kill."""
+    return (run / "model_epoch_3.pth").exists()
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    raise SystemExit(main())
