@@ -77,6 +77,7 @@ class Distiller:
         self.epoch = self.steps_of_epoch = 0  # steps done in this epoch
         self.n_done = 0  # steps done in all
         self.best_loss = math.inf  # held-out
+        self.stop = StopSignal()
 
     def _prepare_models(self) -> None:
         recipe, student, teacher = self.recipe, self.student, self.teacher
@@ -87,8 +88,7 @@ class Distiller:
             teacher.cast_products(self.dtype)
         self.t_projection = Projection.of(teacher.projection, self.dtype) if recipe.uses_teacher_logits else None
         self.work = TrainingWork(student, teacher if recipe.uses_teacher else None, recipe.uses_teacher_logits)
-        known_peak = peak_flops(self.world.device, self.dtype)
-        self.peak_flops = 1e12 * recipe.peak_tflops if recipe.peak_tflops else known_peak
+        self.peak_flops = 1e12 * (recipe.peak_tflops or 0) or peak_flops(self.world.device, self.dtype)
 
     # --------------------------------------------------------------------------------------------------------- one step
 
@@ -133,7 +133,7 @@ class Distiller:
         needs_rows = self.recipe.uses_teacher_logits
         return t_hidden, self.teacher.transform(t_hidden[batch.head_positions]) if needs_rows else None
 
-    def step(self, micro_batches: list[Batch], counts: StepCounts) -> None:
+    def step(self, micro_batches: list[Batch], counts: StepCounts) -> bool:
         """One step of the optimizer, in which nothing waits for the device.
 
         The loss is a mean over the rows of the whole step. How many there are is known before, so each micro-batch's
@@ -143,6 +143,8 @@ class Distiller:
         Args:
             micro_batches: this process's part of the step; may be empty.
             counts: of the whole step, on all processes.
+
+        Returns: False if the step was dropped, since a process is to stop and has no time left to finish it.
         """
         set_seed(self.recipe.seed, self.n_done, self.world.rank)  # dropout draws from this
         self.student.train()
@@ -151,22 +153,21 @@ class Distiller:
         s_projection = Projection.of(self.student.projection, self.dtype)
         sums = Terms.zeros(self.world.device)
         for batch in micro_batches:
+            if self.stop.is_pressing:
+                break
             loss, batch_sums = self.micro_batch_loss(batch.to(self.world.device), weights, s_projection)
             self.optimization.backward(loss)
             sums = sums.map(operator.add, batch_sums)
             self.meter.advance(len(batch.input_ids))
+        if self.world.any(self.stop.is_pressing):
+            self.optimization.forget_gradients()
+            return False
         sums, bad = self.optimization.step(sums)
         self.n_done += 1
         self.steps_of_epoch += 1
         means = sums.map(lambda total, n: total / max(n, 1), n_rows)
         self.meter.add(means, bad, counts.tokens, self.flops(counts))
-
-    def try_micro_batch(self, batch: Batch) -> None:
-        """Forward and backward through a micro-batch, for what it costs."""
-        weights = self.alphas.map(lambda alpha: alpha / len(batch.token_positions))
-        loss, _ = self.micro_batch_loss(batch, weights, Projection.of(self.student.projection, self.dtype))
-        self.optimization.backward(loss)
-        self.optimization.forget_gradients()
+        return True
 
     def flops(self, counts: StepCounts) -> float:
         """Matrix work of a step, for all processes together."""
@@ -186,16 +187,15 @@ class Distiller:
         )
         n_sequences = math.ceil(recipe.n_epoch * len(self.data.train_set) / world.size)
         self.last_save = time.monotonic()
-        with StopSignal() as stop, self.meter.progress(n_sequences, n_sequences * self.n_done // self.n_steps):
+        with self.stop, self.meter.progress(n_sequences, n_sequences * self.n_done // self.n_steps):
             if self.n_done == 0:
                 self._evaluate_and_log()
             while self.epoch < recipe.n_epoch:
                 for micro_batches in self.steps():
-                    counts = StepCounts.of(micro_batches, stop.name is not None).over_all(world)
-                    if counts.stops:
+                    counts = StepCounts.of(micro_batches, self.stop.came).over_all(world)
+                    if counts.stops or not self.step(micro_batches, counts):
                         self.save()
-                        return stop.name or "a signal to another process"
-                    self.step(micro_batches, counts)
+                        return self.stop.name or "a signal to another process"
                     self._after_step()
                 self.epoch += 1
                 self.steps_of_epoch = 0

@@ -183,6 +183,25 @@ def tell(error: BaseException) -> int:
     return status
 
 
+class Unbreakable:
+    """A stream whose reader may go away: a log that can't be written must not end what it tells about."""
+
+    def __init__(self, stream) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 def setup_logging(is_master: bool | None = None) -> None:
     """One line a record on stderr, above a progress bar if there is one; only warnings from the other processes.
 
@@ -194,6 +213,9 @@ def setup_logging(is_master: bool | None = None) -> None:
     class AboveProgressBar(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             tqdm.write(self.format(record), file=sys.stderr)
+
+    if not isinstance(sys.stderr, Unbreakable):
+        sys.stderr = Unbreakable(sys.stderr)
 
     if is_master is None:
         is_master = os.environ.get("RANK", "0") == "0"
@@ -242,16 +264,26 @@ def set_seed(*seed: int) -> None:
 
 
 class StopSignal:
-    """Notes SIGTERM, SIGINT and SIGUSR1 (Slurm's warning) for the training loop to see at the end of a step.
+    """Notes that this process is to stop, for the training loop to see at the end of a step.
 
-    A second SIGINT stops at once, for a person at the keyboard.
+    It is told so by SIGTERM, SIGUSR1 (Slurm's warning, if so configured), SIGHUP (a terminal that goes away, unless
+    `nohup` said to ignore it), Ctrl-C (a second one stops at once), or by the end of the launcher that started it.
+
+    Attributes:
+        name: of what told it; None so far.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._since = math.inf
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> "StopSignal":
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        self._previous = {
+            number: signal.signal(number, self._note)
+            for number in STOP_SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, *_) -> None:
@@ -261,9 +293,36 @@ class StopSignal:
     def _note(self, number: int, _frame) -> None:
         if number == signal.SIGINT and self.name == "SIGINT":
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
         at_once = "; again to stop at once, without saving" if number == signal.SIGINT else ""
-        os.write(2, f"\n{self.name}: finishing this step, then saving{at_once}\n".encode())  # safe in a handler
+        self._stop(signal.Signals(number).name, at_once)
+
+    def _stop(self, name: str, more: str = "") -> None:
+        self.name = name
+        self._since = min(self._since, time.monotonic())
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            os.write(2, f"\n{name}: finishing this step, then saving{more}\n".encode())  # safe in a handler
+
+    @property
+    def came(self) -> bool:
+        """Whether to stop at the end of this step."""
+        if self.name is None and self._launcher is not None and os.getppid() != self._launcher:
+            self._stop("the end of the launcher")
+        return self.name is not None
+
+    @property
+    def is_pressing(self) -> bool:
+        """Whether there is no time left to finish a long step: a launcher kills after 30 seconds."""
+        return self.came and time.monotonic() - self._since > STEP_SECONDS
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+STEP_SECONDS = 8  # after a signal, until a step that is not finished is dropped
+
+
+def ignore_stop_signals(*_) -> None:
+    """For helpers of a process: a signal to the whole group must not end them before it, which ends them itself."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

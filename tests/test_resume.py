@@ -110,9 +110,10 @@ def test_it_continues_on_another_number_of_processes(tmp_path, workspace, flags,
     step = distiller.Distiller.step
 
     def step_and_stop(self, micro_batches, counts):
-        step(self, micro_batches, counts)
+        finished = step(self, micro_batches, counts)
         if self.n_done == 7:
             os.kill(os.getpid(), signal.SIGTERM)
+        return finished
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

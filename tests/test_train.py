@@ -144,9 +144,10 @@ def test_stopped_and_resumed_equals_not_stopped(workspace, tmp_path, finished, m
     step = distiller.Distiller.step
 
     def step_and_stop(self, micro_batches, counts):
-        step(self, micro_batches, counts)
+        finished = step(self, micro_batches, counts)
         if self.n_done in (3, 14):
             os.kill(os.getpid(), signal.SIGTERM)
+        return finished
 
     folder = tmp_path / "run"
     monkeypatch.setattr(distiller.Distiller, "step", step_and_stop)
@@ -257,8 +258,9 @@ def test_a_step_never_waits_for_the_device(workspace, tmp_path, monkeypatch):
 
     def step_and_note(self, micro_batches, counts):
         with Operations() as operations:
-            step(self, micro_batches, counts)
+            finished = step(self, micro_batches, counts)
         seen.append(operations.names)
+        return finished
 
     monkeypatch.setattr(distiller.Distiller, "step", step_and_note)
     train(workspace, tmp_path / "run", "--alpha_mse", 0.01)

@@ -22,6 +22,7 @@ from grouped_batch_sampler import GROUP_WIDTH, GroupedBatchSampler, create_lengt
 from lm_seqs_dataset import LmSeqsDataset
 from training.distributed import World
 from training.recipe import Recipe
+from utils import ignore_stop_signals
 
 
 @dataclass(frozen=True)
@@ -373,5 +374,6 @@ class RunData:
                 pin_memory=world.device.type == "cuda",
                 multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the index
                 generator=torch.Generator(),  # else it would draw from the one that dropout uses
+                worker_init_fn=ignore_stop_signals,
             )
         )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils import EXIT_FAILED, InputError, RunError, ToldAlready, reason_of, tell
+from utils import InputError, RunError, ToldAlready, reason_of, tell
 
 PATIENCE = 4  # seconds, of a process that failed, for the others to notice
 
@@ -54,11 +54,14 @@ class World:
             dist.destroy_process_group()
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's, as soon as the first process has ended
-        try:
+        status = None
+        with contextlib.suppress(RuntimeError):  # the store may have gone with the process that held it
             is_first = self.store.add("failures", 1) == 1
             if is_first:
-                self.store.set("status", str(tell(error)))
-            status = int(self.store.get("status"))
+                status = tell(error)
+                self.store.set("status", str(status))
+            else:
+                status = int(self.store.get("status"))
             self.store.add("informed", 1)
             dist.destroy_process_group()
             deadline = time.monotonic() + PATIENCE
@@ -66,9 +69,7 @@ class World:
                 if self.store.add("informed", 0) == self.size or time.monotonic() > deadline:
                     break
                 time.sleep(0.02)
-        except RuntimeError:  # the store has gone with the process that held it
-            status = EXIT_FAILED
-        raise ToldAlready(status) from None
+        raise ToldAlready(tell(error) if status is None else status) from None
 
     @property
     def is_master(self) -> bool:
@@ -79,6 +80,14 @@ class World:
         if self.size > 1:
             with _telling_of_lost_processes():
                 dist.all_reduce(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on any process. Exchanged in main memory, so that no device is waited for."""
+        if self.size == 1:
+            return flag
+        n = torch.tensor(float(flag))
+        self.all_reduce(n)
+        return n.item() > 0
 
     def make_once(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays that `make` returns: made by one process of each machine, mapped from a file by the others.

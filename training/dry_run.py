@@ -19,10 +19,12 @@ import torch
 from models.families import LanguageModel
 from training.batches import Batch, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World
+from training.losses import Terms
 from training.memory import PeakAbove, available_memory, peak_memory
 from training.meter import Meter
+from training.optimization import Optimization
 from training.recipe import Recipe
-from training.vocabulary_loss import CHUNK_ROWS
+from training.vocabulary_loss import CHUNK_ROWS, Projection
 
 RESERVE = 0.1  # of the free memory
 GIB = 2**30
@@ -36,14 +38,19 @@ class Run(Protocol):
     data: RunData
     world: World
     meter: Meter
+    optimization: Optimization
+    alphas: Terms
+    dtype: torch.dtype
     n_steps: int
     steps_per_epoch: int
     eval_interval: int
     peak_flops: float | None
 
     def steps(self) -> Iterator[list[Batch]]: ...
-    def step(self, micro_batches: list[Batch], counts: StepCounts) -> None: ...
-    def try_micro_batch(self, batch: Batch) -> None: ...
+    def step(self, micro_batches: list[Batch], counts: StepCounts) -> bool: ...
+    def micro_batch_loss(
+        self, batch: Batch, weights: Terms, s_projection: Projection
+    ) -> tuple[torch.Tensor, Terms]: ...
     def evaluate(self) -> dict[str, float]: ...
     def flops(self, counts: StepCounts) -> float: ...
 
@@ -136,12 +143,20 @@ def largest_micro_batch(run: Run) -> tuple[int, float, int]:
     for n in sizes:
         batch = _longest_batch(run, n).to(device)
         with PeakAbove(device) as peak:
-            run.try_micro_batch(batch)
+            try_micro_batch(run, batch)
         memory.append(peak.bytes)
     available = int((1 - RESERVE) * available_memory(device))
     per_token = max(1.0, (memory[1] - memory[0]) / (longest * (sizes[1] - sizes[0])))
     fixed = max(0.0, memory[0] - per_token * longest * sizes[0])
     return available, per_token, int((available - fixed) / per_token)
+
+
+def try_micro_batch(run: Run, batch: Batch) -> None:
+    """Forward and backward, for what it costs."""
+    weights = run.alphas.map(lambda alpha: alpha / len(batch.token_positions))
+    loss, _ = run.micro_batch_loss(batch, weights, Projection.of(run.student.projection, run.dtype))
+    run.optimization.backward(loss)
+    run.optimization.forget_gradients()
 
 
 def _longest_batch(run: Run, n: int) -> Batch:
