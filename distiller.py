@@ -14,7 +14,7 @@ head; dim.
 import math
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -218,7 +218,7 @@ class Distiller:
             self.save()
 
     def _log(self) -> None:
-        self._check_finite()
+        self.meter.check_finite(self.n_done, self.recipe.max_bad_steps)
         metrics, line = self.meter.read(self.n_done, self.optimization.lr)
         if self.world.is_master:
             self.folder.log_metrics("train", self.n_done, self.meter.tokens, metrics)
@@ -235,23 +235,12 @@ class Distiller:
             metrics = self.evaluate()
             loss = metrics[held_out.LOSS[self.student.family.causal]]
             if loss < self.best_loss and self.world.is_master:
-                self.folder.save_best(self.student.model)
+                self._write(lambda: self.folder.save_best(self.student.model))
             self.best_loss = min(loss, self.best_loss)
         if self.world.is_master:
             self.folder.log_metrics("valid", self.n_done, self.meter.tokens, metrics)
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             logger.info("step %d/%d  held-out  %s", self.n_done, self.n_steps, shown)
-
-    def _check_finite(self) -> None:
-        """Whether the steps since the last log line went well; asked there and before a save, not in every step, since
-        the answer has to be waited for."""
-        n_bad = self.meter.n_bad()
-        if n_bad:
-            raise RunError(
-                f"the loss or its gradient was not finite in {n_bad} of the last {self.meter.steps} steps, up to "
-                f"{self.n_done} of {self.n_steps}; the last checkpoint is kept. A lower --learning_rate or a longer "
-                f"--warmup_prop usually helps, and so does --bf16 in place of --fp16."
-            )
 
     # ------------------------------------------------------------------------------------------------------------ state
 
@@ -263,11 +252,20 @@ class Distiller:
 
     def save(self, epoch: int | None = None) -> None:
         """Writes the model and the state to continue from; with `epoch`, also the weights under that epoch's name."""
-        self._check_finite()
+        self.meter.check_finite(self.n_done, self.recipe.max_bad_steps)
         if self.world.is_master:
             with self.meter.paused():
-                self.folder.save(self.student.model, self.state_dict(), epoch)
+                self._write(lambda: self.folder.save(self.student.model, self.state_dict(), epoch))
         self.last_save = time.monotonic()
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """With --on_full_disk continue, what can't be written now is left for the next time, except at the end."""
+        try:
+            write()
+        except RunError as error:
+            if self.recipe.on_full_disk == "stop" or self.n_done == self.n_steps or self.stop.came:
+                raise
+            logger.warning("%s (--on_full_disk continue: trying again at the next checkpoint)", error)
 
     def state_dict(self) -> dict:
         """All that changes during a run, at the boundary of a step."""

@@ -22,8 +22,8 @@ import distiller
 from dataset import open_token_file
 from evaluation.held_out import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
-from training import dry_run
-from training.checkpoint import load_newest
+from training import dry_run, run_folder
+from training.checkpoint import load_newest, steps_of
 
 
 def metrics(folder, kind):
@@ -486,3 +486,75 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(workspa
     assert "not finite in 1 of the last" in error
     assert f"up to {state['step'] + 1} of" in error
     assert all(tensor.isfinite().all() for tensor in state["student"].values())
+
+
+def test_some_steps_that_are_not_finite_are_left_out(workspace, tmp_path, capsys, monkeypatch):
+    finite = distiller.Distiller.micro_batch_loss
+
+    def overflow(self, *arguments):
+        loss, sums = finite(self, *arguments)
+        return (loss * torch.inf if self.n_done in (3, 4) else loss), sums
+
+    monkeypatch.setattr(distiller.Distiller, "micro_batch_loss", overflow)
+    train(workspace, tmp_path / "run", "--max_bad_steps", 2, "--log_interval", 8)
+    assert "not finite in 2 of the last 8 steps, up to 8 of 16, which were left out" in capsys.readouterr().err
+    assert all(math.isfinite(row["loss"]) for row in metrics(tmp_path / "run", "train"))
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+    train(workspace, tmp_path / "other", "--max_bad_steps", 1, "--log_interval", 8, expect=1)
+    assert "not finite in 2 of the last 8 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["stop", "continue"])
+def test_a_full_disk_stops_the_run_or_its_checkpoints(workspace, tmp_path, capsys, monkeypatch, mode):
+    """The disk is full while steps 4 to 9 are done."""
+    train(workspace, tmp_path / "whole")
+    now, is_made_room = [0], False
+    step, save = distiller.Distiller.step, torch.save
+
+    def note_step(self, micro_batches, counts):
+        finished = step(self, micro_batches, counts)
+        now[:] = [self.n_done]
+        return finished
+
+    def is_full():
+        return 4 <= now[0] < 10 and not is_made_room
+
+    def save_if_there_is_room(value, file):
+        if is_full():
+            raise OSError(28, "No space left on device")
+        save(value, file)
+
+    class Disk:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(data[:7] if is_full() else data)  # a disk takes what still fits
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    init = run_folder.MetricsFile.__init__
+
+    def init_on_the_disk(self, path):
+        init(self, path)
+        self._file = Disk(self._file)
+
+    monkeypatch.setattr(run_folder.MetricsFile, "__init__", init_on_the_disk)
+    monkeypatch.setattr(distiller.Distiller, "step", note_step)
+    monkeypatch.setattr(torch, "save", save_if_there_is_room)
+    folder = tmp_path / "run"
+    flags = ["--checkpoint_interval", 2, "--on_full_disk", mode]
+    capsys.readouterr()
+    train(workspace, folder, *flags, expect=1 if mode == "stop" else 0)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "the checkpoint of step 4 could not be written" in error
+    if mode == "stop":
+        assert steps_of(folder / "checkpoints") == [2]
+        is_made_room = True
+        train(workspace, folder, *flags, "--resume")
+    else:
+        assert error.count("--on_full_disk continue: trying again") == 3
+    assert rows_of(folder) == rows_of(tmp_path / "whole")
+    assert_same_weights(weights(folder), weights(tmp_path / "whole"))

@@ -206,6 +206,19 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--checkpoint_interval", type=integer(1), help="default: every 15 minutes; always after an epoch"
     )
     group.add_argument("--keep_checkpoints", type=integer(1, 1000), help="how many of the newest (%(default)s)")
+
+    group = parser.add_argument_group("failures")
+    group.add_argument(
+        "--max_bad_steps",
+        type=integer(0),
+        help="steps whose loss or gradient is not finite are left out; between two log lines, so many are fine "
+        "(%(default)s; some are usual with --fp16)",
+    )
+    group.add_argument(
+        "--on_full_disk",
+        choices=("stop", "continue"),
+        help="when a checkpoint can't be written: stop, or continue without until there is room (%(default)s)",
+    )
     given = {field.name: field.default for field in dataclasses.fields(Recipe)}
     parser.set_defaults(**{name: default for name, default in given.items() if name not in RESOLVED_LATER})
     return parser

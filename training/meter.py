@@ -14,7 +14,7 @@ from tqdm import tqdm
 from training.distributed import World
 from training.losses import Terms
 from training.memory import peak_memory
-from utils import progress_bar
+from utils import RunError, logger, progress_bar
 
 
 class Meter:
@@ -41,8 +41,8 @@ class Meter:
 
     def _start_interval(self) -> None:
         device = self.world.device
-        self._terms = Terms.zeros(device)  # means of the steps
-        self._bad = torch.zeros((), device=device)  # steps left out, since they were not finite
+        self._terms = Terms.zeros(device)  # means of the steps that were finite
+        self._bad = torch.zeros((), dtype=torch.float64, device=device)  # steps left out, since they were not
         self.steps, self._tokens, self._flops = 0, 0, 0.0
         self._start = time.monotonic()
 
@@ -67,7 +67,7 @@ class Meter:
             bad: scalar bool tensor, whether the step was left out.
             tokens, flops: of all processes.
         """
-        self._terms = self._terms.map(operator.add, means)
+        self._terms = self._terms.map(lambda total, mean: total + torch.where(bad, 0.0, mean), means)
         self._bad += bad
         self.tokens += int(tokens)
         self._tokens += int(tokens)
@@ -81,9 +81,25 @@ class Meter:
         yield
         self._start += time.monotonic() - start
 
-    def n_bad(self) -> int:
-        """Steps since the last log line that were left out. Waits for the device."""
-        return int(self._bad.item())
+    def check_finite(self, step: int, allowed: int) -> None:
+        """Whether the steps since the last log line went well; asked there and before a save, not in every step, since
+        the answer has to be waited for.
+
+        Args:
+            step: number of steps done.
+            allowed: how many may have been left out, since their loss or gradient was not finite.
+
+        Raises: RunError if more were.
+        """
+        n_bad = int(self._bad.item())
+        where = f"in {n_bad} of the last {self.steps} steps, up to {step} of {self.n_steps}"
+        if n_bad > allowed:
+            raise RunError(
+                f"the loss or its gradient was not finite {where}; the last checkpoint is kept. A lower "
+                f"--learning_rate or a longer --warmup_prop usually helps, and so does --bf16 in place of --fp16."
+            )
+        if n_bad:
+            logger.warning("the loss or its gradient was not finite %s, which were left out", where)
 
     # ---------------------------------------------------------------------------------------------------- at a log line
 
@@ -93,9 +109,9 @@ class Meter:
         Waits for the device. `step` is the number of steps done, `lr` the rate of the next.
         """
         # In one copy from the device, and before the clock is read, since it waits for all that is computed.
-        sums = Terms(*torch.stack(list(self._terms)).tolist())
+        *sums, n_bad = torch.stack([*self._terms, self._bad]).tolist()
         seconds = time.monotonic() - self._start
-        means = sums.map(lambda total: total / self.steps)
+        means = Terms(*(total / max(1, self.steps - n_bad) for total in sums))
         shown = {name: mean for name, mean, alpha in zip(self.names, means, self.alphas, strict=True) if name and alpha}
         flops = self._flops / seconds / self.world.size
         metrics = {"loss": sum(self.alphas.map(operator.mul, means))}

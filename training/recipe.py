@@ -45,6 +45,9 @@ class Recipe:
     eval_interval: int | None = None
     checkpoint_interval: int | None = None
     keep_checkpoints: int = 2
+    # failures
+    max_bad_steps: int = 0
+    on_full_disk: str = "stop"
 
     @property
     def uses_teacher(self) -> bool:

@@ -14,6 +14,7 @@ from utils import InputError, logger
 # Flags that may differ, because they don't change the result, or because the content of what they name is compared.
 HARMLESS = {
     "command", "force", "resume", "dump_path", "log_interval", "checkpoint_interval", "keep_checkpoints", "num_workers",
+    "on_full_disk", "max_bad_steps",
     "local_rank", "n_gpu", "fp16_opt_level", "peak_tflops", "dry_run", "data_file", "valid_data_file", "token_counts",
     "teacher_name", "tokenizer_name",
 }  # fmt: skip

@@ -11,6 +11,7 @@
 Every file appears whole or not at all.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -91,7 +92,7 @@ class RunFolder:
         write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
         self.tokenizer.save_pretrained(self.path)
         self.tensorboard = SummaryWriter(str(self.path / "log" / "train"), purge_step=resumed_at)
-        self.metrics = open(self.path / METRICS, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
+        self.metrics = MetricsFile(self.path / METRICS)
 
     def _lock_folder(self) -> None:
         """For as long as this process lives; the lock is on the folder itself, so that none is left behind."""
@@ -105,8 +106,7 @@ class RunFolder:
 
     def log_metrics(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
         """One row of metrics.jsonl and one point in each TensorBoard plot. `kind`: train or valid; None: unknown."""
-        row = {"kind": kind, "step": step, "tokens": tokens, **metrics}
-        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.append({"kind": kind, "step": step, "tokens": tokens, **metrics})
         for name, value in metrics.items():
             if value is not None:
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -127,7 +127,7 @@ class RunFolder:
             with atomic_write(self.path / "README.md", "w") as file:
                 file.write(str(card))
             self.tensorboard.flush()
-            os.fsync(self.metrics.fileno())
+            self.metrics.sync()
             save_checkpoint(self.path / CHECKPOINTS, state, self.keep_checkpoints)
         except WRITE_ERRORS as error:
             raise RunError(
@@ -169,6 +169,36 @@ class RunFolder:
         self.metrics.close()
         self.tensorboard.close()
         os.close(self._lock)
+
+
+class MetricsFile:
+    """Rows of JSON, of which a full disk loses and cuts none: what can't be written is kept for the next time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        self._size = self._file.tell()
+        self._waiting = b""
+
+    def append(self, row: dict) -> None:
+        self._waiting += json.dumps(row).encode() + b"\n"
+        try:
+            written = self._file.write(self._waiting)
+        except OSError:
+            written = 0
+        if written == len(self._waiting):
+            self._size += written
+            self._waiting = b""
+        else:
+            self._file.truncate(self._size)
+
+    def sync(self) -> None:
+        """Raises: OSError if rows are waiting for room."""
+        if self._waiting:
+            raise OSError(errno.ENOSPC, "no room for metrics.jsonl")
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def command_line() -> str:
