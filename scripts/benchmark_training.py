@@ -8,6 +8,8 @@ Lengths are log-normal, 116 tokens on average as in Wikipedia, and at most 512; 
 not depend on. Tokens are real ones: padding does not count. Memory is the peak of a step above what stands before it
 (weights and the optimizer's state).
 
+Under torchrun, each process takes such steps, and the exchange of gradients and its share of a step are measured too.
+
 With --techniques, also a step without each of the techniques that make ours fast.
 
 Dimensions: n_tokens real tokens of a batch; voc_size; dim.
@@ -38,7 +40,9 @@ from train import default_tokens_per_micro_batch
 from training import vocabulary_loss
 from training.batches import Batch, Batches, Masking, RunData, StepCounts, Steps, prepare_batch_mlm
 from training.distributed import World, describe_device, has_native_bf16, init_world
+from training.losses import Terms
 from training.memory import PeakAbove
+from training.optimization import Optimization
 from training.recipe import Recipe
 from utils import integer
 
@@ -265,8 +269,33 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     results = measure(variants, args.rounds, device)
     work = Ours(student(), teacher, recipe, world, dtype).distiller
     flops = work.flops(StepCounts.of(micro_batches()))
-    print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")
-    print(table(results, tokens, flops), flush=True)
+    if world.is_master:
+        print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")
+        print(table(results, tokens, flops), flush=True)
+    if world.size > 1:
+        optimization = ours().distiller.optimization
+        exchange = seconds_of_exchange(optimization, world, args.rounds)
+        step = statistics.median(results["ours"][0])
+        n_bytes = 4 * sum(p.numel() for p in optimization.parameters)
+        if world.is_master:
+            print(
+                f"\nThe exchange of {n_bytes / 1e6:,.1f} MB of gradients between {world.size} processes takes "
+                f"{exchange:.3f} s, {100 * exchange / step:.1f} % of a step of ours.",
+                flush=True,
+            )
+
+
+def seconds_of_exchange(optimization: Optimization, world: World, rounds: int) -> float:
+    """The median; all processes begin together."""
+    seconds = []
+    for _ in range(rounds + 1):
+        world.any(False)
+        start = time.perf_counter()
+        optimization.exchange(Terms.zeros(world.device))
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])  # the first one opens connections
 
 
 def table(results: dict[str, tuple[list[float], int]], tokens: int, flops: float) -> str:
@@ -312,7 +341,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    world = init_world(args.n_gpu)
+    with init_world(args.n_gpu) as world:
+        run_cases(args, world)
+
+
+def run_cases(args: argparse.Namespace, world: World) -> None:
     bf16 = args.bf16 or (not args.fp32 and has_native_bf16(world.device))
     default = ["batch_5", "large", "small"] if world.device.type == "cpu" else ["gpu_batch_5", "gpu_large", "small"]
     for name in args.cases or default:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
-N_EPOCH = 12
 
 KILLED_IN_A_WRITE = """
 import os, signal
@@ -55,7 +54,8 @@ def rows_of(run: Path) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--n_epoch", type=int, default=12, help="of the run; it ends sooner than the kills if too few")
     args = parser.parse_args()
     from conftest import _make_workspace
     from processes import run_script, running
@@ -70,7 +70,8 @@ def main() -> int:
         script.write_text(KILLED_IN_A_WRITE)
         flags = ["--data_file", workspace / "text.bert-base-uncased.pickle", "--n_gpu", 0, "--fp32", "--batch_size", 2,
                  "--token_counts", workspace / "counts.pickle", "--teacher_name", workspace / "bert-base-uncased",
-                 "--gradient_accumulation_steps", 1, "--checkpoint_interval", 20, "--n_epoch", N_EPOCH]  # fmt: skip
+                 "--gradient_accumulation_steps", 1, "--checkpoint_interval", 20, "--n_epoch",
+                 args.n_epoch]  # fmt: skip
         assert run_script(ROOT / "train.py", *flags, "--dump_path", whole, limit=300).returncode == 0
         flags += ["--dump_path", run, "--resume"]
         in_writes = at_random = 0
@@ -85,7 +86,7 @@ def main() -> int:
                     training.kill()
                     at_random += training.result().returncode == -signal.SIGKILL
             print(f"killed {in_writes} times in a write, {at_random} times at random", flush=True)
-            if result_is_complete(run):
+            if (run / f"model_epoch_{args.n_epoch - 1}.pth").exists():  # nothing is left to kill
                 break
         assert run_script(ROOT / "train.py", *flags, limit=300).returncode == 0
         import torch
@@ -96,11 +97,6 @@ def main() -> int:
         left = [path for path in run.rglob("*.tmp")]
         print(f"temporary files left: {len(left)}")
         return 0 if same and rows_of(run) == rows_of(whole) and not left else 1
-
-
-def result_is_complete(run: Path) -> bool:
-    """Whether the run reached its end, so that nothing is left to kill."""
-    return (run / f"model_epoch_{N_EPOCH - 1}.pth").exists()
 
 
 if __name__ == "__main__":

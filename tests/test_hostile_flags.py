@@ -29,6 +29,7 @@ ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/sel
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip
 MEASURING = {  # what benchmarks do once their flags are known to be right
     "benchmark_training": ["run_case"],
+    "benchmark_checkpoint": ["measure"],
     "benchmark_corpus": ["benchmark_tokenizing", "benchmark_memory", "benchmark_opening_and_counting",
                          "benchmark_set_up"],
 }  # fmt: skip
@@ -94,6 +95,7 @@ def right_flags(workspace, tmp_path_factory):
         "corpus_doctor": ["--data_file", data, "--tokenizer_name", name, "--n_examples", 1],
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
         "benchmark_corpus": ["--file_path", short, "--tokenizer_name", name, "--work_dir", out],
+        "benchmark_checkpoint": ["--work_dir", out],
         "benchmark_training": ["--cases", "tiny", "--n_gpu", 0],
         "train_vocabulary": ["--file_path", short, "--vocab_size", 100, "--output", out / "vocabulary"],
     }  # fmt: skip

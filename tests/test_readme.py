@@ -18,7 +18,9 @@ INSTALLING = [command for command in COMMANDS if command.startswith(("bash scrip
 RUNNABLE = [command for command in COMMANDS if command not in INSTALLING]
 SMALLER = {  # sizes that would take minutes
     "--max_megabytes 6": "--max_megabytes 0.3",
+    "--kills 20": "--kills 1 --n_epoch 2",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
+    "--cases tiny --cases small": "--cases tiny",
     "--memory_megabytes 200 2000 --set_up_sequences 50000000": "--memory_megabytes 1 --set_up_sequences 10000 "
     "--open_sequences 3000",
 }
@@ -32,7 +34,7 @@ if not torch.cuda.is_available():
 def clone(workspace, tmp_path_factory):
     """The repository's files, and what a user would have beside them: the model and a text."""
     folder = tmp_path_factory.mktemp("clone") / "distil"
-    left_out = shutil.ignore_patterns(".*", "work", "data", "serialization_dir", "tests", "__pycache__", "bert-base-*")
+    left_out = shutil.ignore_patterns(".*", "work", "data", "serialization_dir", "__pycache__", "bert-base-*")
     shutil.copytree(ROOT, folder, ignore=left_out)
     shutil.copytree(workspace / "bert-base-uncased", folder / "bert-base-uncased")
     return folder
@@ -84,7 +86,7 @@ def test_every_flag_that_the_readme_names_is_known():
     import train
 
     known = {option for action in train.make_parser()._actions for option in action.option_strings}
-    for script in (ROOT / "scripts").glob("*.py"):
+    for script in [*(ROOT / "scripts").glob("*.py"), ROOT / "tests" / "kill_and_resume.py"]:
         known |= set(re.findall(r'add_argument\(\s*"(--\w+)"', script.read_text()))
     for command in RUNNABLE:  # flags of the launchers: the test above has run them
         if "torchrun" in command or "torch.distributed" in command:

@@ -61,7 +61,7 @@ class Optimization:
         Returns: the sums over the rows of all processes; a scalar bool tensor, whether the weights were left alone.
         """
         if self.world.size > 1:
-            sums = self._exchange(sums)
+            sums = self.exchange(sums)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         bad = ~sum(sums).isfinite()
@@ -90,7 +90,7 @@ class Optimization:
             parameter.grad = part.view_as(parameter)
         return together
 
-    def _exchange(self, sums: Terms) -> Terms:
+    def exchange(self, sums: Terms) -> Terms:
         """Sums the gradients and `sums` over the processes. No mean: a gradient is weighted by the rows of all."""
         self.world.all_reduce(self._gradients)
         together = torch.stack(list(sums))

@@ -1,0 +1,112 @@
+"""Two machines, played by two launchers on this one; the job script, with Slurm's commands played by small scripts."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, train
+from processes import _end_group
+
+from training.checkpoint import steps_of
+
+PATH = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def flags(workspace):
+    return [
+        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
+        "--teacher_name", workspace / "bert-base-uncased", "--n_gpu", 0, "--fp32", "--batch_size", 8,
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def started(command, **options):
+    process = subprocess.Popen(
+        list(map(str, command)), start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        **options,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        _end_group(process)
+
+
+def test_two_machines_train_together(workspace, tmp_path, flags):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [*flags, "--dropout", 0, "--attention_dropout", 0, "--n_epoch", 1]
+    run = tmp_path / "run"
+    with contextlib.ExitStack() as stack:
+        launchers = [
+            stack.enter_context(
+                started(
+                    ["torchrun", "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1, "--master_addr",
+                     "127.0.0.1", "--master_port", port, ROOT / "train.py", "--dump_path", run, *flags,
+                     "--gradient_accumulation_steps", 2],
+                    env={**os.environ, "PATH": PATH},
+                )
+            )
+            for rank in (0, 1)
+        ]  # fmt: skip
+        output = [launcher.communicate(timeout=50)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], output
+    train(workspace, tmp_path / "one", *flags, "--gradient_accumulation_steps", 4)
+    assert steps_of(run / "checkpoints") == steps_of(tmp_path / "one" / "checkpoints")
+
+
+FAKES = {  # what the job script needs of Slurm
+    "srun": 'shift; echo $$ > "$FAKE/step.pid"; exec "$@"',
+    "scontrol": 'case $1 in show) echo 127.0.0.1;; requeue) echo "$@" >> "$FAKE/requeued";; esac',
+    "scancel": 'kill -USR1 "$(cat "$FAKE/step.pid")"',
+}
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_the_slurm_job_saves_and_requeues_itself_and_ends_when_training_ends(tmp_path, flags, name):
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    for command, body in FAKES.items():
+        (fake / command).write_text(f"#!/bin/bash\n{body}\n")
+        (fake / command).chmod(0o755)
+    environment = {
+        **os.environ, "FAKE": str(fake), "PATH": f"{fake}:{PATH}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here",
+        "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(ROOT), "GPUS_PER_NODE": "2", "PORT": "0",
+    }  # fmt: skip
+    run = tmp_path / "run"
+    command = ["bash", ROOT / "scripts" / "train.slurm", "--dump_path", run, *flags, "--gradient_accumulation_steps", 1]
+    with started([*command, "--n_epoch", 300], env=environment) as job:
+        deadline = time.monotonic() + 40
+        while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count('"train"') < 2:
+            assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
+            time.sleep(0.05)
+        job.send_signal(signal.Signals[name])
+        output = job.communicate(timeout=30)[0]
+    assert job.returncode == 0, output
+    assert "putting the job back into the queue" in output
+    assert (fake / "requeued").read_text() == "requeue 7\n"
+    assert f"after step {steps_of(run / 'checkpoints')[-1]}; with --resume it continues there" in output
+
+
+def test_a_job_whose_training_fails_stays_ended(tmp_path, flags):
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    for command, body in FAKES.items():
+        (fake / command).write_text(f"#!/bin/bash\n{body}\n")
+        (fake / command).chmod(0o755)
+    (fake / "torchrun").write_text("#!/bin/bash\nexit 1\n")
+    (fake / "torchrun").chmod(0o755)
+    environment = {
+        **os.environ, "FAKE": str(fake), "PATH": f"{fake}:{PATH}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here",
+        "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(ROOT),
+    }  # fmt: skip
+    with started(["bash", ROOT / "scripts" / "train.slurm"], env=environment) as job:
+        job.communicate(timeout=30)
+    assert job.returncode == 1
+    assert not (fake / "requeued").exists()
