@@ -22,7 +22,7 @@ import distiller
 from dataset import open_token_file
 from evaluation.held_out import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
-from training import dry_run, run_folder
+from training import dry_run, metrics_files
 from training.checkpoint import load_newest, steps_of
 
 
@@ -534,13 +534,13 @@ def test_a_full_disk_stops_the_run_or_its_checkpoints(workspace, tmp_path, capsy
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    init = run_folder.MetricsFile.__init__
+    init = metrics_files.PatientFile.__init__
 
     def init_on_the_disk(self, path):
         init(self, path)
         self._file = Disk(self._file)
 
-    monkeypatch.setattr(run_folder.MetricsFile, "__init__", init_on_the_disk)
+    monkeypatch.setattr(metrics_files.PatientFile, "__init__", init_on_the_disk)
     monkeypatch.setattr(distiller.Distiller, "step", note_step)
     monkeypatch.setattr(torch, "save", save_if_there_is_room)
     folder = tmp_path / "run"
@@ -558,3 +558,6 @@ def test_a_full_disk_stops_the_run_or_its_checkpoints(workspace, tmp_path, capsy
         assert error.count("--on_full_disk continue: trying again") == 3
     assert rows_of(folder) == rows_of(tmp_path / "whole")
     assert_same_weights(weights(folder), weights(tmp_path / "whole"))
+    if mode == "continue":
+        sizes = [next((run / "log" / "train").iterdir()).stat().st_size for run in (folder, tmp_path / "whole")]
+        assert sizes[0] == pytest.approx(sizes[1], abs=100)  # times and names differ

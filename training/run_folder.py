@@ -11,7 +11,6 @@
 Every file appears whole or not at all.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel
 
 from training import model_card
 from training.checkpoint import load_newest, save_checkpoint, steps_of
+from training.metrics_files import METRICS, MetricsFiles
 from utils import (
     InputError,
     RunError,
@@ -41,7 +41,6 @@ from utils import (
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 OLD_BEST = ".best.old.tmp"
-METRICS = "metrics.jsonl"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 UNFINISHED = ".*.tmp"
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save hides an OSError in a RuntimeError
@@ -77,8 +76,6 @@ class RunFolder:
 
         Raises: InputError if another process writes to this folder.
         """
-        from tensorboardX import SummaryWriter
-
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
         if resumed_at is None:
@@ -91,8 +88,7 @@ class RunFolder:
         write_json(self.path / PARAMETERS, self.parameters)
         write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
         self.tokenizer.save_pretrained(self.path)
-        self.tensorboard = SummaryWriter(str(self.path / "log" / "train"), purge_step=resumed_at)
-        self.metrics = MetricsFile(self.path / METRICS)
+        self.metrics = MetricsFiles(self.path.absolute(), resumed_at)
 
     def _lock_folder(self) -> None:
         """For as long as this process lives; the lock is on the folder itself, so that none is left behind."""
@@ -105,11 +101,8 @@ class RunFolder:
             logger.warning("%s: no locks on this disk (%s); see that no other run writes it", self.path, error.strerror)
 
     def log_metrics(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
-        """One row of metrics.jsonl and one point in each TensorBoard plot. `kind`: train or valid; None: unknown."""
-        self.metrics.append({"kind": kind, "step": step, "tokens": tokens, **metrics})
-        for name, value in metrics.items():
-            if value is not None:
-                self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        """See `MetricsFiles.append`."""
+        self.metrics.append(kind, step, tokens, metrics)
 
     def save(self, model: PreTrainedModel, state: dict, epoch: int | None) -> None:
         """The model in every form, then the checkpoint: it never stands beside an older model.
@@ -126,7 +119,6 @@ class RunFolder:
             )
             with atomic_write(self.path / "README.md", "w") as file:
                 file.write(str(card))
-            self.tensorboard.flush()
             self.metrics.sync()
             save_checkpoint(self.path / CHECKPOINTS, state, self.keep_checkpoints)
         except WRITE_ERRORS as error:
@@ -167,38 +159,7 @@ class RunFolder:
 
     def close(self) -> None:
         self.metrics.close()
-        self.tensorboard.close()
         os.close(self._lock)
-
-
-class MetricsFile:
-    """Rows of JSON, of which a full disk loses and cuts none: what can't be written is kept for the next time."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
-        self._size = self._file.tell()
-        self._waiting = b""
-
-    def append(self, row: dict) -> None:
-        self._waiting += json.dumps(row).encode() + b"\n"
-        try:
-            written = self._file.write(self._waiting)
-        except OSError:
-            written = 0
-        if written == len(self._waiting):
-            self._size += written
-            self._waiting = b""
-        else:
-            self._file.truncate(self._size)
-
-    def sync(self) -> None:
-        """Raises: OSError if rows are waiting for room."""
-        if self._waiting:
-            raise OSError(errno.ENOSPC, "no room for metrics.jsonl")
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def command_line() -> str:

@@ -1,0 +1,95 @@
+"""What a run notes while it works: metrics.jsonl, and the same for TensorBoard.
+
+A disk that is full for a while costs neither a row nor half of one, and neither stops nor hangs the training.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
+
+METRICS = "metrics.jsonl"
+SCHEME = "patient"
+
+
+class PatientFile:
+    """A file to append to. What can't be written yet is kept for the next time, and nothing is written by half."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        self._size = self._file.tell()
+        self.waiting = b""
+
+    def write(self, data: bytes) -> None:
+        self.waiting += data
+
+    def flush(self) -> None:
+        try:
+            written = self._file.write(self.waiting)
+        except OSError:
+            written = 0
+        if written == len(self.waiting):
+            self._size += written
+            self.waiting = b""
+        else:
+            self._file.truncate(self._size)
+
+    def sync(self) -> None:
+        """Raises: OSError if something is waiting for room."""
+        self.flush()
+        if self.waiting:
+            raise OSError(errno.ENOSPC, "no room left on the disk")
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class PatientFileFactory:
+    """Lets tensorboardX write through a PatientFile. Its own writer dies of a full disk, in a thread that the training
+    then waits for without end."""
+
+    def open(self, path: str) -> PatientFile:
+        return PatientFile(path.removeprefix(f"{SCHEME}://"))
+
+    def directory_check(self, path: str) -> None:
+        Path(path.removeprefix(f"{SCHEME}://")).mkdir(parents=True, exist_ok=True)
+
+
+register_writer_factory(SCHEME, PatientFileFactory())
+
+
+class MetricsFiles:
+    """Both files of one run.
+
+    Args:
+        folder: `--dump_path`, as an absolute path.
+        resumed_at: the step after which a resumed run continues; None for a new one.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int | None) -> None:
+        log = f"{SCHEME}://{folder / 'log' / 'train'}"
+        self._tensorboard = SummaryWriter(log, purge_step=resumed_at)
+        self._rows = PatientFile(folder / METRICS)
+
+    def append(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
+        """One row, and one point in each plot. `kind`: train or valid; a value of None: unknown."""
+        row = {"kind": kind, "step": step, "tokens": tokens, **metrics}
+        self._rows.write(json.dumps(row).encode() + b"\n")
+        self._rows.flush()
+        for name, value in metrics.items():
+            if value is not None:
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Makes sure that all rows are on the disk. Raises: OSError if there is no room for them."""
+        self._tensorboard.flush()
+        self._rows.sync()
+
+    def close(self) -> None:
+        self._rows.close()
+        self._tensorboard.close()
