@@ -1,6 +1,7 @@
 """Two machines, played by two launchers on this one; the job script, with Slurm's commands played by small scripts."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -59,6 +60,40 @@ def test_two_machines_train_together(workspace, tmp_path, flags):
     assert [launcher.returncode for launcher in launchers] == [0, 0], output
     train(workspace, tmp_path / "one", *flags, "--gradient_accumulation_steps", 4)
     assert steps_of(run / "checkpoints") == steps_of(tmp_path / "one" / "checkpoints")
+
+
+FAILING_ONCE = """
+import os, pathlib, distiller, train, utils
+step = distiller.Distiller.step
+marker = pathlib.Path({marker!r})
+
+def step_and_fail(self, micro_batches, counts):
+    finished = step(self, micro_batches, counts)
+    if self.n_done == 5 and self.world.rank == 1 and not marker.exists():
+        marker.touch()
+        raise utils.RunError("once.")
+    return finished
+
+distiller.Distiller.step = step_and_fail
+raise SystemExit(train.main())
+"""
+
+
+def test_a_launcher_that_restarts_continues_the_run(workspace, tmp_path, flags):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING_ONCE.format(marker=str(tmp_path / "failed")))
+    flags = [*flags, "--n_epoch", 1, "--gradient_accumulation_steps", 2, "--checkpoint_interval", 2]
+    run = tmp_path / "run"
+    command = ["torchrun", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1, script, "--resume", *flags]
+    environment = {**os.environ, "PATH": PATH, "PYTHONPATH": str(ROOT)}
+    with started([*command, "--dump_path", run], env=environment) as launcher:
+        output = launcher.communicate(timeout=50)[0]
+    assert launcher.returncode == 0, output
+    assert output.count("error: once.") == 1
+    assert "continuing after step 4" in output
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps_of(run / "checkpoints")[-1] == steps[-1]
 
 
 FAKES = {  # what the job script needs of Slurm
