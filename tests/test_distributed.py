@@ -1,12 +1,13 @@
 """What the processes of a run share, and that a failure of one ends all: once told, last, and with its status."""
 
 import os
+import socket
 import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from processes import run_command, run_together
+from processes import run_command, run_script, run_together
 
 from training.distributed import World
 
@@ -152,3 +153,14 @@ def test_under_a_launcher_the_message_comes_once(tmp_path, flags, environment):
     assert "Traceback" not in ours
     assert "exitcode  : 2" in result.stderr
     assert_nothing_left(tmp_path)
+
+
+def test_a_port_that_is_taken_is_told(tmp_path, flags):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        result = run_script(ROOT / "train.py", *flags, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", **places)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert f"error: the processes could not find each other at 127.0.0.1:{places['MASTER_PORT']} (" in result.stderr

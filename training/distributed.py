@@ -158,15 +158,30 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = None
-    if size > 1:
-        limit = datetime.timedelta(minutes=30)
+    return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
+
+
+def _join(device: torch.device, rank: int, size: int) -> dist.Store:
+    """Connects the processes. Returns the store by which they found each other, which is also to tell failures.
+
+    A launcher that restarts them keeps its store, so each attempt has names of its own there.
+
+    Raises: RunError if they don't find each other.
+    """
+    limit = datetime.timedelta(minutes=30)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
         store, *_ = next(dist.rendezvous("env://", rank, size, timeout=limit))
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=limit
-        )
-    return World(device, rank, local_rank, size, dist.PrefixStore("failures", store) if store else None)
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=limit)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"the processes could not find each other at {where} ({reason_of(error)}); is the port taken by another "
+            f"program, or the first machine out of reach?"
+        ) from None
+    return store
 
 
 def describe_device(device: torch.device) -> str:
