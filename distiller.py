@@ -76,7 +76,7 @@ class Distiller:
         self.meter = Meter(names, self.alphas, self.n_steps, world, self.peak_flops)
         self.epoch = self.steps_of_epoch = 0  # steps done in this epoch
         self.n_done = 0  # steps done in all
-        self.best_loss = math.inf  # held-out
+        self.best_loss, self.owes_evaluation = math.inf, False  # held-out
         self.stop = StopSignal()
 
     def _prepare_models(self) -> None:
@@ -166,30 +166,25 @@ class Distiller:
         self.n_done += 1
         self.steps_of_epoch += 1
         means = sums.map(lambda total, n: total / max(n, 1), n_rows)
-        self.meter.add(means, bad, counts.tokens, self.flops(counts))
+        self.meter.add(means, bad, counts.tokens, self.work.flops(counts))
         return True
-
-    def flops(self, counts: StepCounts) -> float:
-        """Matrix work of a step, for all processes together."""
-        return self.work.flops(counts.tokens, counts.rows, counts.pairs)
 
     # ---------------------------------------------------------------------------------------------------------- the run
 
     def train(self) -> str | None:
         """Runs to the end, or to the end of the step in which a stop signal came; returns that signal's name."""
         recipe, world = self.recipe, self.world
+        more = f"; continuing after step {self.n_done}" if self.n_done else ""
         logger.info(
-            "%d steps in %d epochs, %d batches a step%s",
-            self.n_steps,
-            recipe.n_epoch,
-            self.batches_per_step,
-            f"; continuing after step {self.n_done}" if self.n_done else "",
+            "%d steps in %d epochs, %d batches each%s", self.n_steps, recipe.n_epoch, self.batches_per_step, more
         )
         n_sequences = math.ceil(recipe.n_epoch * len(self.data.train_set) / world.size)
         self.last_save = time.monotonic()
         with self.stop, self.meter.progress(n_sequences, n_sequences * self.n_done // self.n_steps):
-            if self.n_done == 0:
+            if self.n_done == 0 or self.owes_evaluation:
                 self._evaluate_and_log()
+                if self.n_done == self.n_steps:
+                    self.save()
             while self.epoch < recipe.n_epoch:
                 for micro_batches in self.steps():
                     counts = StepCounts.of(micro_batches, self.stop.came).over_all(world)
@@ -202,7 +197,7 @@ class Distiller:
                 if self.epoch == recipe.n_epoch:
                     self._evaluate_and_log()
                 self.save(epoch=self.epoch - 1)
-        return None
+        return self.stop.name if self.owes_evaluation else None
 
     def steps(self) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step that is left of the epoch."""
@@ -224,15 +219,19 @@ class Distiller:
             self.folder.log_metrics("train", self.n_done, self.meter.tokens, metrics)
             logger.info("%s", line)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float] | None:
         """Held-out losses of the student and its agreement with the teacher (see `held_out.evaluate`)."""
-        return held_out.evaluate(self.student, self.teacher, self.data.held_out, self.world, self.dtype)
+        models, data = (self.student, self.teacher), self.data.held_out
+        return held_out.evaluate(*models, data, self.world, self.dtype, lambda: self.stop.is_pressing)
 
     def _evaluate_and_log(self) -> None:
         if self.data.held_out is None:
             return
         with self.meter.paused():
             metrics = self.evaluate()
+            self.owes_evaluation = metrics is None  # there was no time; it is made up for when the run continues
+            if self.owes_evaluation:
+                return
             loss = metrics[held_out.LOSS[self.student.family.causal]]
             if loss < self.best_loss and self.world.is_master:
                 self._write(lambda: self.folder.save_best(self.student.model))
@@ -277,6 +276,7 @@ class Distiller:
             "steps_of_epoch": self.steps_of_epoch,
             "step": self.n_done,
             "best_loss": self.best_loss,
+            "owes_evaluation": self.owes_evaluation,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -284,4 +284,4 @@ class Distiller:
         self.optimization.load_state_dict(state["optimization"])
         self.meter.load_state_dict(state["meter"])
         self.epoch, self.steps_of_epoch, self.n_done = state["epoch"], state["steps_of_epoch"], state["step"]
-        self.best_loss = state["best_loss"]
+        self.best_loss, self.owes_evaluation = state["best_loss"], state["owes_evaluation"]

@@ -8,6 +8,7 @@ Dimensions: n_labels masked (or next) tokens of a batch; voc_size.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -54,13 +55,21 @@ def padding_id(tokenizer) -> int:
 
 @torch.no_grad()
 def evaluate(
-    student: LanguageModel, teacher: LanguageModel | None, batches: Batches, world: World, dtype: torch.dtype
-) -> dict[str, float]:
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    batches: Batches,
+    world: World,
+    dtype: torch.dtype,
+    is_pressing: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Means over the labelled positions of all batches, over all processes.
 
-    Returns: `mlm_loss` or `clm_loss` (nats), its `perplexity`, `accuracy`; with a teacher also `kl` (nats, at
-        temperature 1, teacher to student), `agreement` (share of equal top-1 predictions), and the teacher's own
-        `teacher_loss` and `teacher_accuracy`.
+    Args:
+        is_pressing: whether there is no time left; asked before each batch.
+
+    Returns: None if a process had no time left; else `mlm_loss` or `clm_loss` (nats), its `perplexity`, `accuracy`;
+        with a teacher also `kl` (nats, at temperature 1, teacher to student), `agreement` (share of equal top-1
+        predictions), and the teacher's own `teacher_loss` and `teacher_accuracy`.
     """
     student.eval()
     names = ["labels", "loss", "accuracy"]
@@ -68,8 +77,12 @@ def evaluate(
     sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
     mine = batches.sampler.batches_of_rank(world.rank, world.size)
     for batch in DataLoader(batches, batch_size=None, sampler=mine, generator=torch.Generator()):
+        if is_pressing():
+            break
         with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
             sums += _sums(student, teacher, batch.to(world.device))
+    if world.any(is_pressing()):
+        return None
     world.all_reduce(sums)
     _, loss, *others = (sums / sums[0]).tolist()
     metrics = {LOSS[batches.masking is None]: loss, "perplexity": math.exp(min(loss, 100))}

@@ -89,10 +89,14 @@ class TrainingWork:
         self.student = MatrixWork(student)
         self.teacher = MatrixWork(teacher, needs_logits) if teacher else None
 
-    def flops(self, tokens: float, rows: float, pairs: float) -> float:
-        """Of a step, see `MatrixWork.forward`: the student's pass forward and back, the teacher's forward."""
-        teacher = self.teacher.forward(tokens, rows, pairs) if self.teacher else 0
-        return 3 * self.student.forward(tokens, rows, pairs) + teacher
+    def flops(self, counts) -> float:
+        """Of a step: the student's pass forward and back, the teacher's forward.
+
+        Args:
+            counts: with the numbers of `tokens`, `rows` and `pairs` (see `MatrixWork.forward`).
+        """
+        amount = counts.tokens, counts.rows, counts.pairs
+        return 3 * self.student.forward(*amount) + (self.teacher.forward(*amount) if self.teacher else 0)
 
 
 def _matrix_weights(module: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """Signals as schedulers, launchers and terminals really send them: the state is saved, and the status says so."""
 
+import importlib
 import json
 import os
 import signal
@@ -9,8 +10,11 @@ import time
 
 import pytest
 from conftest import ROOT
+from kill_and_resume import rows_of
 from processes import _end_group, running
 
+import utils
+from evaluation import held_out
 from training.checkpoint import steps_of
 
 SLOW = """
@@ -85,6 +89,30 @@ def test_a_step_that_takes_too_long_is_dropped(tmp_path, flags):
     assert time.monotonic() - start < 20
     assert "stopped by SIGTERM after step 0" in result.stderr
     assert steps_of(tmp_path / "run" / "checkpoints") == [0]
+
+
+def test_an_evaluation_that_takes_too_long_is_made_up_for_later(tmp_path, workspace, flags, monkeypatch):
+    """Dropped in the middle of the run and at its end; the metrics are those of a run that was not stopped."""
+    flags = [*flags, "--n_epoch", 1, "--eval_interval", 20, "--batch_size", 8]
+    train_script = importlib.import_module("train")
+    whole = [str(flag) for flag in [*flags, "--dump_path", tmp_path / "whole"]]
+    assert train_script.main(whole) == 0
+    evaluate = held_out.evaluate
+    hurries = []
+
+    def hurry(*arguments):
+        """A signal comes in each evaluation but the first, and its time is up at once."""
+        hurries.append(1)
+        if len(hurries) in (2, 4, 6):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(utils, "STEP_SECONDS", -1)
+    monkeypatch.setattr(held_out, "evaluate", hurry)
+    again = [str(flag) for flag in [*flags, "--resume"]]
+    assert [train_script.main(again) for _ in range(4)] == [75, 75, 75, 0]
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+    assert (tmp_path / "run" / "README.md").read_text().count("| step 61 |") == 1
 
 
 def test_a_log_that_nobody_reads_does_not_end_training(tmp_path, flags):

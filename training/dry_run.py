@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from models.families import LanguageModel
+from models.flops import TrainingWork
 from training.batches import Batch, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World
 from training.losses import Terms
@@ -45,14 +46,14 @@ class Run(Protocol):
     steps_per_epoch: int
     eval_interval: int
     peak_flops: float | None
+    work: TrainingWork
 
     def steps(self) -> Iterator[list[Batch]]: ...
     def step(self, micro_batches: list[Batch], counts: StepCounts) -> bool: ...
     def micro_batch_loss(
         self, batch: Batch, weights: Terms, s_projection: Projection
     ) -> tuple[torch.Tensor, Terms]: ...
-    def evaluate(self) -> dict[str, float]: ...
-    def flops(self, counts: StepCounts) -> float: ...
+    def evaluate(self) -> dict[str, float] | None: ...
 
 
 @dataclass
@@ -122,7 +123,7 @@ def time_steps(run: Run, n_steps: int) -> tuple[int, float, float, float]:
             run.step(micro_batches, counts)
             if done >= warm_up:
                 tokens += counts.tokens
-                flops += run.flops(counts)
+                flops += run.work.flops(counts)
         seconds = _now(device) - start
     return n_steps, tokens, flops, seconds
 
