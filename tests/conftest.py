@@ -1,6 +1,7 @@
 """What the tests share: a small text, a small vocabulary trained on it, a small BERT, all made on the spot."""
 
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -70,6 +71,33 @@ def _make_workspace(folder: Path) -> None:
     run(binarized_data, *text, "--bert_tokenizer", teacher, "--dump_file", folder / "text")
     data = folder / "text.bert-base-uncased.pickle"
     run(token_counts, "--data_file", data, "--token_counts_dump", folder / "counts.pickle")
+
+
+@pytest.fixture
+def sequences():
+    """Random ids, which `path` holds in one binarized file, and `two` in two."""
+    from corpora import make_sequences
+
+    return make_sequences(100)
+
+
+@pytest.fixture
+def path(tmp_path, sequences):
+    from corpora import write
+
+    return write(tmp_path / "text.pickle", sequences)
+
+
+@pytest.fixture
+def two(tmp_path, sequences):
+    """The same corpus in two files, of which one is another tool's."""
+    from corpora import write
+
+    from corpus.files import open_corpus
+
+    write(tmp_path / "part-1.pickle", sequences[:37])
+    (tmp_path / "part-2.pickle").write_bytes(pickle.dumps([s.astype(np.uint16) for s in sequences[37:]]))
+    return open_corpus([tmp_path / "part-*.pickle"])
 
 
 @pytest.fixture

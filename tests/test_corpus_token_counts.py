@@ -4,21 +4,10 @@ import os
 import pickle
 
 import pytest
-from corpora import make_sequences, write
 
 from corpus.files import open_corpus
 from corpus.token_counts import count_tokens, load_token_counts
 from utils import InputError
-
-
-@pytest.fixture
-def sequences():
-    return make_sequences(100)
-
-
-@pytest.fixture
-def path(tmp_path, sequences):
-    return write(tmp_path / "text.pickle", sequences)
 
 
 class Hostile:

@@ -20,24 +20,6 @@ from lm_seqs_dataset import LmSeqsDataset
 from utils import InputError, RunError
 
 
-@pytest.fixture
-def sequences():
-    return make_sequences(100)
-
-
-@pytest.fixture
-def path(tmp_path, sequences):
-    return write(tmp_path / "text.pickle", sequences)
-
-
-@pytest.fixture
-def two(tmp_path, sequences):
-    """The same corpus in two files, of which one is another tool's."""
-    write(tmp_path / "part-1.pickle", sequences[:37])
-    (tmp_path / "part-2.pickle").write_bytes(pickle.dumps([s.astype(np.uint16) for s in sequences[37:]]))
-    return open_corpus([tmp_path / "part-*.pickle"])
-
-
 def test_several_files_are_one_corpus(two, path, sequences, monkeypatch):
     one = open_corpus([path])
     assert len(one) == len(two) == len(sequences)

@@ -3,19 +3,7 @@
 import pickle
 
 import merge_data
-import pytest
 from conftest import run
-from corpora import make_sequences, write
-
-
-@pytest.fixture
-def sequences():
-    return make_sequences(100)
-
-
-@pytest.fixture
-def path(tmp_path, sequences):
-    return write(tmp_path / "text.pickle", sequences)
 
 
 def test_an_old_pickle_becomes_a_file_of_ours(tmp_path, workspace, capsys):

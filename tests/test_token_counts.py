@@ -3,32 +3,11 @@
 import pickle
 
 import numpy as np
-import pytest
 import token_counts
 from conftest import run
-from corpora import make_sequences, write
 
 from corpus import token_counts as counts
-from corpus.files import open_corpus
 from corpus.token_counts import load_token_counts
-
-
-@pytest.fixture
-def sequences():
-    return make_sequences(100)
-
-
-@pytest.fixture
-def path(tmp_path, sequences):
-    return write(tmp_path / "text.pickle", sequences)
-
-
-@pytest.fixture
-def two(tmp_path, sequences):
-    """The same corpus in two files, of which one is another tool's."""
-    write(tmp_path / "part-1.pickle", sequences[:37])
-    (tmp_path / "part-2.pickle").write_bytes(pickle.dumps([s.astype(np.uint16) for s in sequences[37:]]))
-    return open_corpus([tmp_path / "part-*.pickle"])
 
 
 def test_all_cores_count_the_same(tmp_path, path, two, sequences, monkeypatch):
