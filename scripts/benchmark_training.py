@@ -273,16 +273,19 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
         print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")
         print(table(results, tokens, flops), flush=True)
     if world.size > 1:
-        optimization = ours().distiller.optimization
-        exchange = seconds_of_exchange(optimization, world, args.rounds)
-        step = statistics.median(results["ours"][0])
-        n_bytes = 4 * sum(p.numel() for p in optimization.parameters)
-        if world.is_master:
-            print(
-                f"\nThe exchange of {n_bytes / 1e6:,.1f} MB of gradients between {world.size} processes takes "
-                f"{exchange:.3f} s, {100 * exchange / step:.1f} % of a step of ours.",
-                flush=True,
-            )
+        report_exchange(ours().distiller.optimization, statistics.median(results["ours"][0]), args.rounds, world)
+
+
+def report_exchange(optimization: Optimization, step: float, rounds: int, world: World) -> None:
+    """Prints the seconds of the exchange between processes, and their share of the seconds of a step."""
+    exchange = seconds_of_exchange(optimization, world, rounds)
+    n_bytes = 4 * sum(p.numel() for p in optimization.parameters)
+    if world.is_master:
+        print(
+            f"\nThe exchange of {n_bytes / 1e6:,.1f} MB of gradients between {world.size} processes takes "
+            f"{exchange:.3f} s, {100 * exchange / step:.1f} % of a step of ours.",
+            flush=True,
+        )
 
 
 def seconds_of_exchange(optimization: Optimization, world: World, rounds: int) -> float:

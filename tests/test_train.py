@@ -22,8 +22,8 @@ import distiller
 from dataset import open_token_file
 from evaluation.held_out import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
-from training import dry_run, metrics_files
-from training.checkpoint import load_newest, steps_of
+from training import dry_run
+from training.checkpoint import load_newest
 
 
 def metrics(folder, kind):
@@ -502,62 +502,3 @@ def test_some_steps_that_are_not_finite_are_left_out(workspace, tmp_path, capsys
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
     train(workspace, tmp_path / "other", "--max_bad_steps", 1, "--log_interval", 8, expect=1)
     assert "not finite in 2 of the last 8 steps" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("mode", ["stop", "continue"])
-def test_a_full_disk_stops_the_run_or_its_checkpoints(workspace, tmp_path, capsys, monkeypatch, mode):
-    """The disk is full while steps 4 to 9 are done."""
-    train(workspace, tmp_path / "whole")
-    now, is_made_room = [0], False
-    step, save = distiller.Distiller.step, torch.save
-
-    def note_step(self, micro_batches, counts):
-        finished = step(self, micro_batches, counts)
-        now[:] = [self.n_done]
-        return finished
-
-    def is_full():
-        return 4 <= now[0] < 10 and not is_made_room
-
-    def save_if_there_is_room(value, file):
-        if is_full():
-            raise OSError(28, "No space left on device")
-        save(value, file)
-
-    class Disk:
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, data):
-            return self.file.write(data[:7] if is_full() else data)  # a disk takes what still fits
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    init = metrics_files.PatientFile.__init__
-
-    def init_on_the_disk(self, path):
-        init(self, path)
-        self._file = Disk(self._file)
-
-    monkeypatch.setattr(metrics_files.PatientFile, "__init__", init_on_the_disk)
-    monkeypatch.setattr(distiller.Distiller, "step", note_step)
-    monkeypatch.setattr(torch, "save", save_if_there_is_room)
-    folder = tmp_path / "run"
-    flags = ["--checkpoint_interval", 2, "--on_full_disk", mode]
-    capsys.readouterr()
-    train(workspace, folder, *flags, expect=1 if mode == "stop" else 0)
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert "the checkpoint of step 4 could not be written" in error
-    if mode == "stop":
-        assert steps_of(folder / "checkpoints") == [2]
-        is_made_room = True
-        train(workspace, folder, *flags, "--resume")
-    else:
-        assert error.count("--on_full_disk continue: trying again") == 3
-    assert rows_of(folder) == rows_of(tmp_path / "whole")
-    assert_same_weights(weights(folder), weights(tmp_path / "whole"))
-    if mode == "continue":
-        sizes = [next((run / "log" / "train").iterdir()).stat().st_size for run in (folder, tmp_path / "whole")]
-        assert sizes[0] == pytest.approx(sizes[1], abs=100)  # times and names differ
