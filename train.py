@@ -291,7 +291,7 @@ def describe_run(
     """What parameters.json holds: every flag, and what tells the contents of all that the run reads."""
     return vars(args) | {
         "data": text.identity,
-        "valid_data": open_corpus(args.valid_data_file).identity if args.valid_data_file else None,
+        "valid_data": data.held_out.dataset.corpus.identity if args.valid_data_file else None,
         "masking": fingerprint([torch.from_numpy(data.masking.token_probs)]) if data.masking else None,
         "teacher": fingerprint(teacher.state_dict().values()) if teacher else None,
         "tokenizer": describe_tokenizer(tokenizer)["vocab_hash"],

@@ -401,9 +401,14 @@ def _check_can_create(flag: str, path: Path, folder: Path) -> None:
 
 def new_file_mode() -> int:
     """The permissions that the user's umask gives a new file."""
+    return new_folder_mode() & 0o666
+
+
+def new_folder_mode() -> int:
+    """The permissions that the user's umask gives a new folder."""
     umask = os.umask(0)
     os.umask(umask)
-    return 0o666 & ~umask
+    return 0o777 & ~umask
 
 
 @contextlib.contextmanager

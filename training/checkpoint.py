@@ -7,16 +7,18 @@ A checkpoint appears under its name whole or not at all. One that was damaged la
 before it is used.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from dataset import crc_of_file
-from utils import InputError, fsync_folder, logger, reason_of
+from utils import InputError, fsync_folder, logger, new_file_mode, new_folder_mode, reason_of
 
 STATE, CHECKSUM = "state.pth", "checksum.json"
 PREFIX = "step_"
@@ -33,45 +35,51 @@ def save_checkpoint(folder: Path, state: dict, keep: int) -> None:
     Raises: OSError or RuntimeError, as torch.save does; the checkpoints that were there are then untouched.
     """
     folder.mkdir(exist_ok=True)
-    target = folder / f"{PREFIX}{state['step']}"
-    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
-    try:
+    with atomic_folder(folder / f"{PREFIX}{state['step']}") as temporary:
         with open(temporary / STATE, "wb+") as file:
             torch.save(state, file)
             size = file.tell()
-            _sync(file)
+            file.flush()
             checksum = {"bytes": size, "crc32": crc_of_file(file, 0, size)}
-        with open(temporary / CHECKSUM, "w") as file:
-            json.dump(checksum, file)
-            _sync(file)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        _remove(target)  # of the same step, from before a resume
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_folder(folder)
+        (temporary / CHECKSUM).write_text(json.dumps(checksum))
     for step in steps_of(folder)[:-keep]:
         _remove(folder / f"{PREFIX}{step}")
 
 
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which appears under its name whole, in place of the one before it, when the block ends.
+
+    A process that is killed between the two renames leaves the one before under the name of `old_folder`.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            file.chmod(new_file_mode())  # safetensors makes it private
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        temporary.chmod(new_folder_mode())  # mkdtemp makes it private
+        shutil.rmtree(old_folder(path), ignore_errors=True)
+        if path.exists():
+            os.rename(path, old_folder(path))
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old_folder(path), ignore_errors=True)
+    fsync_folder(path.parent)
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def old_folder(path: Path) -> Path:
+    """Where a folder lies while another one takes its place."""
+    return path.with_name(f".{path.name}.old.tmp")
 
 
 def _remove(checkpoint: Path) -> None:
     """At once under its name, so that half of a checkpoint is never found."""
-    if checkpoint.exists():
-        hidden = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
-        os.rename(checkpoint, hidden)
-        shutil.rmtree(hidden)
+    os.rename(checkpoint, old_folder(checkpoint))
+    shutil.rmtree(old_folder(checkpoint))
 
 
 def steps_of(folder: Path) -> list[int]:

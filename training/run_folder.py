@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from training import model_card
-from training.checkpoint import load_newest, save_checkpoint, steps_of
+from training.checkpoint import atomic_folder, load_newest, old_folder, save_checkpoint, steps_of
 from training.metrics_files import METRICS, MetricsFiles
 from utils import (
     InputError,
@@ -40,7 +40,6 @@ from utils import (
 )
 
 CHECKPOINTS, BEST = "checkpoints", "best"
-OLD_BEST = ".best.old.tmp"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 UNFINISHED = ".*.tmp"
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save hides an OSError in a RuntimeError
@@ -81,8 +80,9 @@ class RunFolder:
         if resumed_at is None:
             _clear(self.path, OUTPUT_FILES)
         else:
-            if not (self.path / BEST).exists() and (self.path / OLD_BEST).exists():  # killed between two renames
-                os.rename(self.path / OLD_BEST, self.path / BEST)
+            best = self.path / BEST
+            if not best.exists() and old_folder(best).exists():  # killed between two renames
+                os.rename(old_folder(best), best)
             _clear(self.path, (UNFINISHED, f"{CHECKPOINTS}/{UNFINISHED}"))  # what a killed process left
             _rewind_metrics(self.path / METRICS, resumed_at)
         write_json(self.path / PARAMETERS, self.parameters)
@@ -129,21 +129,12 @@ class RunFolder:
 
     def save_best(self, model: PreTrainedModel) -> None:
         """The model with the best held-out loss so far, for `from_pretrained`. Raises: RunError as `save`."""
-        best, old = self.path / BEST, self.path / OLD_BEST
-        temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=self.path))
+        best = self.path / BEST
         try:
-            model.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
-            for file in temporary.iterdir():
-                file.chmod(new_file_mode())
-            temporary.chmod(0o777 & (new_file_mode() | 0o111))
-            shutil.rmtree(old, ignore_errors=True)
-            if best.exists():
-                os.rename(best, old)
-            os.rename(temporary, best)
-            shutil.rmtree(old, ignore_errors=True)
+            with atomic_folder(best) as temporary:
+                model.save_pretrained(temporary)
+                self.tokenizer.save_pretrained(temporary)
         except WRITE_ERRORS as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise RunError(f"{best} could not be written ({reason_of(error)}); make room, and use --resume.") from None
 
     def _save_tensors(self, name: str, value: dict) -> None:
