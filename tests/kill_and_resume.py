@@ -5,17 +5,15 @@ not killed: the weights bit for bit, and every row of metrics.jsonl.
 """
 
 import argparse
-import json
-import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
+import torch
+from processes import run_script, running
+from workspace import ROOT, flags_of, make_workspace, rows_of, weights_of
 
 KILLED_IN_A_WRITE = """
 import os, signal
@@ -38,40 +36,23 @@ raise SystemExit(train.main())
 """
 
 
-def weights_of(run: Path) -> dict:
-    import torch
-
-    return torch.load(run / "checkpoint.pth", weights_only=True)
-
-
-def rows_of(run: Path) -> list[dict]:
-    """All metrics but those of speed."""
-    speed = ("tokens_per_second", "tflops", "mfu", "peak_memory_gib")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in speed} for row in rows]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--n_epoch", type=int, default=12, help="of the run; it ends sooner than the kills if too few")
     args = parser.parse_args()
-    from conftest import _make_workspace
-    from processes import run_script, running
 
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workspace, run, whole = folder / "workspace", folder / "run", folder / "whole"
         workspace.mkdir()
-        _make_workspace(workspace)
+        make_workspace(workspace)
         script = folder / "killed.py"
         script.write_text(KILLED_IN_A_WRITE)
-        flags = ["--data_file", workspace / "text.bert-base-uncased.pickle", "--n_gpu", 0, "--fp32", "--batch_size", 2,
-                 "--token_counts", workspace / "counts.pickle", "--teacher_name", workspace / "bert-base-uncased",
-                 "--gradient_accumulation_steps", 1, "--checkpoint_interval", 20, "--n_epoch",
-                 args.n_epoch]  # fmt: skip
+        flags = flags_of(workspace, batch_size=2, gradient_accumulation_steps=1, checkpoint_interval=20,
+                         n_epoch=args.n_epoch)  # fmt: skip
         assert run_script(ROOT / "train.py", *flags, "--dump_path", whole, limit=300).returncode == 0
         flags += ["--dump_path", run, "--resume"]
         in_writes = at_random = 0
@@ -89,8 +70,6 @@ def main() -> int:
             if (run / f"model_epoch_{args.n_epoch - 1}.pth").exists():  # nothing is left to kill
                 break
         assert run_script(ROOT / "train.py", *flags, limit=300).returncode == 0
-        import torch
-
         killed, other = weights_of(run), weights_of(whole)
         same = all(torch.equal(killed[key], other[key]) for key in other)
         print(f"weights bit-identical: {same}; metrics identical: {rows_of(run) == rows_of(whole)}")
@@ -100,5 +79,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"
     raise SystemExit(main())

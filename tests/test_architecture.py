@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from processes import run_command
+from workspace import ROOT
 
 ORDER = (
     "train",

@@ -4,7 +4,7 @@ import benchmark_training
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from workspace import run
 
 from models.student import build_student, half_depth_config
 from training.batches import Masking, prepare_batch_mlm

@@ -15,9 +15,9 @@ import binarized_data
 import merge_data
 import numpy as np
 import pytest
-from conftest import ROOT, make_text, run
 from processes import run_together, running
 from transformers import AutoTokenizer
+from workspace import ROOT, make_text, run
 
 from corpus import text_reader, token_writer
 from corpus.files import open_corpus

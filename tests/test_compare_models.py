@@ -5,7 +5,7 @@ import json
 import compare_models
 import plot_losses
 import pytest
-from conftest import run, train
+from workspace import run, train
 
 
 def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):

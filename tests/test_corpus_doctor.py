@@ -5,7 +5,7 @@ import pickle
 import corpus_doctor
 import numpy as np
 import pytest
-from conftest import run, train
+from workspace import run, train
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import corpus_doctor
 import extract_for_distil
 import pytest
 import torch
-from conftest import run, train
+from workspace import run, train
 
 import train as train_script
 

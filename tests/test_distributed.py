@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from processes import run_command, run_script, run_together
+from workspace import ROOT, flags_of
 
 from training.distributed import World
 
@@ -28,11 +28,7 @@ raise SystemExit(train.main())
 
 @pytest.fixture
 def flags(workspace, tmp_path):
-    return [
-        "--dump_path", tmp_path / "run", "--data_file", workspace / "text.bert-base-uncased.pickle", "--n_gpu", 0,
-        "--token_counts", workspace / "counts.pickle", "--teacher_name", workspace / "bert-base-uncased", "--fp32",
-        "--gradient_accumulation_steps", 2,
-    ]  # fmt: skip
+    return flags_of(workspace, dump_path=tmp_path / "run", gradient_accumulation_steps=2)
 
 
 @pytest.fixture

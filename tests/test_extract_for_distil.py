@@ -1,7 +1,7 @@
 import extract_for_distil
 import pytest
 import torch
-from conftest import run
+from workspace import run
 
 from models.loading import load_config
 from models.student import BERT_LAYER, build_student

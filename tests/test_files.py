@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from corpora import MADE_BY, SPECIAL, make_sequences, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run_command
+from workspace import ROOT
 
 import dataset
 from corpus.files import open_corpus

@@ -15,7 +15,7 @@ import traceback
 
 import pytest
 import torch
-from conftest import ROOT, train
+from workspace import ROOT, train
 
 import distiller
 import utils

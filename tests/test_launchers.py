@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, train
 from processes import _end_group
+from workspace import ROOT, flags_of, train
 
 from training.checkpoint import steps_of
 
@@ -20,10 +20,7 @@ PATH = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
 
 @pytest.fixture
 def flags(workspace):
-    return [
-        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
-        "--teacher_name", workspace / "bert-base-uncased", "--n_gpu", 0, "--fp32", "--batch_size", 8,
-    ]  # fmt: skip
+    return flags_of(workspace, batch_size=8)
 
 
 @contextlib.contextmanager
@@ -103,17 +100,31 @@ FAKES = {  # what the job script needs of Slurm
 }
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
-def test_the_slurm_job_saves_and_requeues_itself_and_ends_when_training_ends(tmp_path, flags, name):
-    fake = tmp_path / "fake"
-    fake.mkdir()
+@pytest.fixture
+def fake(tmp_path):
+    """The folder of these commands."""
+    folder = tmp_path / "fake"
+    folder.mkdir()
     for command, body in FAKES.items():
-        (fake / command).write_text(f"#!/bin/bash\n{body}\n")
-        (fake / command).chmod(0o755)
-    environment = {
+        write_command(folder / command, body)
+    return folder
+
+
+@pytest.fixture
+def environment(fake):
+    return {
         **os.environ, "FAKE": str(fake), "PATH": f"{fake}:{PATH}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here",
         "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(ROOT), "GPUS_PER_NODE": "2", "PORT": "0",
     }  # fmt: skip
+
+
+def write_command(path, body):
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, flags, fake, environment, name):
     run = tmp_path / "run"
     command = ["bash", ROOT / "scripts" / "train.slurm", "--dump_path", run, *flags, "--gradient_accumulation_steps", 1]
     with started([*command, "--n_epoch", 300], env=environment) as job:
@@ -129,18 +140,8 @@ def test_the_slurm_job_saves_and_requeues_itself_and_ends_when_training_ends(tmp
     assert f"after step {steps_of(run / 'checkpoints')[-1]}; with --resume it continues there" in output
 
 
-def test_a_job_whose_training_fails_stays_ended(tmp_path, flags):
-    fake = tmp_path / "fake"
-    fake.mkdir()
-    for command, body in FAKES.items():
-        (fake / command).write_text(f"#!/bin/bash\n{body}\n")
-        (fake / command).chmod(0o755)
-    (fake / "torchrun").write_text("#!/bin/bash\nexit 1\n")
-    (fake / "torchrun").chmod(0o755)
-    environment = {
-        **os.environ, "FAKE": str(fake), "PATH": f"{fake}:{PATH}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here",
-        "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(ROOT),
-    }  # fmt: skip
+def test_a_job_whose_training_fails_stays_ended(fake, environment):
+    write_command(fake / "torchrun", "exit 1")
     with started(["bash", ROOT / "scripts" / "train.slurm"], env=environment) as job:
         job.communicate(timeout=30)
     assert job.returncode == 1

@@ -7,7 +7,7 @@ import lzma
 
 import make_dump
 import pytest
-from conftest import run
+from workspace import run
 
 FIRST = "The river rose in spring. Nobody had seen it so high. The bridge was closed for a week! Was it safe again?"
 SECOND = "Mr. J. Smith sold the mill in 1899. He moved to St. Petersburg, e.g. for his health. There he died."

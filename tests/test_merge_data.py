@@ -3,7 +3,7 @@
 import pickle
 
 import merge_data
-from conftest import run
+from workspace import run
 
 
 def test_an_old_pickle_becomes_a_file_of_ours(tmp_path, workspace, capsys):

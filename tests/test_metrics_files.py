@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import train
-from kill_and_resume import rows_of, weights_of
+from workspace import rows_of, train, weights_of
 
 import distiller
 from training import metrics_files

@@ -9,9 +9,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
-from kill_and_resume import rows_of
 from processes import _end_group, running
+from workspace import ROOT, flags_of, rows_of
 
 import utils
 from evaluation import held_out
@@ -32,11 +31,9 @@ raise SystemExit(train.main())
 
 @pytest.fixture
 def flags(workspace, tmp_path):
-    return [
-        "--dump_path", tmp_path / "run", "--data_file", workspace / "text.bert-base-uncased.pickle", "--n_gpu", 0,
-        "--token_counts", workspace / "counts.pickle", "--teacher_name", workspace / "bert-base-uncased", "--fp32",
-        "--batch_size", 2, "--gradient_accumulation_steps", 1, "--n_epoch", 1000, "--log_interval", 1,
-    ]  # fmt: skip
+    return flags_of(
+        workspace, dump_path=tmp_path / "run", batch_size=2, gradient_accumulation_steps=1, n_epoch=1000, log_interval=1
+    )
 
 
 def wait_for_steps(folder, n=3):

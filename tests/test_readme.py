@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from processes import run_command, run_script
+from workspace import ROOT
 
 README = (ROOT / "README.md").read_text()
 # A command, with the line before it if that sets its environment.

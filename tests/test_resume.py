@@ -9,9 +9,9 @@ import signal
 
 import pytest
 import torch
-from conftest import ROOT, train
-from kill_and_resume import KILLED_IN_A_WRITE, rows_of, weights_of
+from kill_and_resume import KILLED_IN_A_WRITE
 from processes import run_script, run_together, running
+from workspace import ROOT, flags_of, rows_of, train, weights_of
 
 import distiller
 from training.checkpoint import steps_of
@@ -24,11 +24,7 @@ OLD = {"processes": 2, "gradient_accumulation_steps": 6, "dump_path": "run", "se
 
 @pytest.fixture
 def flags(workspace):
-    return [
-        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
-        "--teacher_name", workspace / "bert-base-uncased", "--n_gpu", 0, "--fp32", "--batch_size", 8, "--n_epoch", 2,
-        "--valid_share", 0.05,
-    ]  # fmt: skip
+    return flags_of(workspace, batch_size=8, n_epoch=2, valid_share=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------- may it?

@@ -1,9 +1,9 @@
 """The shape that follows from a teacher, and the choice of layers. (Their weights: test_extract_for_distil.py.)"""
 
 import pytest
-from conftest import ROOT
 from small_models import SMALL
 from transformers import BertConfig
+from workspace import ROOT
 
 from models.loading import load_config
 from models.student import build_student, half_depth_config, spread_layers

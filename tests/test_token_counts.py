@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import token_counts
-from conftest import run
+from workspace import run
 
 from corpus import token_counts as counts
 from corpus.token_counts import load_token_counts

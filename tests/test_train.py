@@ -12,11 +12,11 @@ import binarized_data
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SPEED, run, train
 from huggingface_hub import ModelCard
 from processes import run_together
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForMaskedLM
+from workspace import ROOT, flags_of, rows_of, run, train, weights_of
 
 import distiller
 from dataset import open_token_file
@@ -29,16 +29,6 @@ from training.checkpoint import load_newest
 def metrics(folder, kind):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == kind]
-
-
-def rows_of(folder):
-    """All metrics but those of speed."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in SPEED} for row in rows]
-
-
-def weights(folder):
-    return torch.load(folder / "checkpoint.pth", weights_only=True)
 
 
 def assert_same_weights(a, b):
@@ -75,7 +65,7 @@ def test_it_loads_with_from_pretrained_and_nothing_else(finished):
     assert not any(report.values())
     assert model.config.model_type == "distilbert"
     assert model.config.num_hidden_layers == 2
-    for name, tensor in weights(finished).items():
+    for name, tensor in weights_of(finished).items():
         assert torch.equal(model.state_dict()[name], tensor)
     assert AutoModel.from_pretrained(finished).config.architectures == ["DistilBertForMaskedLM"]
     assert AutoTokenizer.from_pretrained(finished).mask_token == "[MASK]"
@@ -137,7 +127,7 @@ def test_training_brings_the_student_near_its_teacher(workspace, tmp_path):
 
 def test_the_same_command_gives_the_same_weights(workspace, tmp_path, finished):
     train(workspace, tmp_path / "run", "--n_epoch", 2, "--num_workers", 2)  # and workers change nothing
-    assert_same_weights(weights(finished), weights(tmp_path / "run"))
+    assert_same_weights(weights_of(finished), weights_of(tmp_path / "run"))
 
 
 def test_stopped_and_resumed_equals_not_stopped(workspace, tmp_path, finished, monkeypatch):
@@ -154,7 +144,7 @@ def test_stopped_and_resumed_equals_not_stopped(workspace, tmp_path, finished, m
     train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)  # nothing to resume: it starts
     train(workspace, folder, "--n_epoch", 2, "--resume", expect=75)
     train(workspace, folder, "--n_epoch", 2, "--resume")
-    assert_same_weights(weights(finished), weights(folder))
+    assert_same_weights(weights_of(finished), weights_of(folder))
     assert rows_of(finished) == rows_of(folder)
 
 
@@ -167,18 +157,14 @@ def test_a_changed_flag_does_not_resume(workspace, finished, capsys):
 
 def test_any_number_of_processes_takes_the_same_steps(workspace, tmp_path):
     """Four batches a step, whoever computes them; dropout, which each process draws for itself, is off."""
-    flags = [
-        "--teacher_name", workspace / "bert-base-uncased", "--data_file", workspace / "text.bert-base-uncased.pickle",
-        "--token_counts", workspace / "counts.pickle", "--batch_size", 8, "--n_gpu", 0, "--fp32", "--n_epoch", 1,
-        "--dropout", 0, "--attention_dropout", 0,
-    ]  # fmt: skip
+    flags = flags_of(workspace, batch_size=8, n_epoch=1, dropout=0, attention_dropout=0)
     for size in (1, 2, 4):
         more = ["--gradient_accumulation_steps", 4 // size, "--dump_path", tmp_path / str(size)]
         results = run_together(size, ROOT / "train.py", *flags, *more)
         assert [result.returncode for result in results] == [0] * size, results[0].stderr
-    one = weights(tmp_path / "1")
+    one = weights_of(tmp_path / "1")
     for other in ("2", "4"):
-        for name, tensor in weights(tmp_path / other).items():
+        for name, tensor in weights_of(tmp_path / other).items():
             torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
         for a, b in zip(metrics(tmp_path / "1", "train"), metrics(tmp_path / other, "train"), strict=True):
             assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
@@ -285,7 +271,7 @@ def test_positions_stay_frozen_unless_asked_otherwise(workspace, tmp_path):
     before = torch.load(init, weights_only=True)
     for flags, stays in (([], True), (["--no-freeze_pos_embs"], False)):
         train(workspace, tmp_path / "run", "--from_pretrained_weights", init, "--force", *flags)
-        after = weights(tmp_path / "run")
+        after = weights_of(tmp_path / "run")
         assert torch.equal(before[name], after[name]) == stays
         assert json.loads((tmp_path / "run" / "config.json").read_text())["sinusoidal_pos_embds"] is False
         assert not torch.equal(before["vocab_transform.weight"], after["vocab_transform.weight"])
@@ -296,7 +282,7 @@ def test_initializer_range_and_architecture_flags_are_obeyed(workspace, tmp_path
           "--learning_rate", 1e-9)  # fmt: skip
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["n_layers"], config["hidden_dim"], config["initializer_range"]) == (3, 48, 0.5)
-    assert weights(tmp_path / "run")["distilbert.embeddings.word_embeddings.weight"].std() == pytest.approx(
+    assert weights_of(tmp_path / "run")["distilbert.embeddings.word_embeddings.weight"].std() == pytest.approx(
         0.5, rel=0.1
     )
 
@@ -322,7 +308,7 @@ def test_old_pickles_and_old_flags_give_the_same_run(workspace, tmp_path, finish
     name = str(workspace / "bert-base-uncased")
     train(workspace, tmp_path / "run", "--n_epoch", 2, "--data_file", tmp_path / "old.pickle", "--bert_model", name,
           "--bert_tokenizer", name, "--local-rank", -1)  # fmt: skip
-    assert_same_weights(weights(finished), weights(tmp_path / "run"))
+    assert_same_weights(weights_of(finished), weights_of(tmp_path / "run"))
 
 
 def test_old_pickle_shards_and_our_file_give_the_same_training(tmp_path, workspace):
@@ -499,6 +485,6 @@ def test_some_steps_that_are_not_finite_are_left_out(workspace, tmp_path, capsys
     train(workspace, tmp_path / "run", "--max_bad_steps", 2, "--log_interval", 8)
     assert "not finite in 2 of the last 8 steps, up to 8 of 16, which were left out" in capsys.readouterr().err
     assert all(math.isfinite(row["loss"]) for row in metrics(tmp_path / "run", "train"))
-    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+    assert all(tensor.isfinite().all() for tensor in weights_of(tmp_path / "run").values())
     train(workspace, tmp_path / "other", "--max_bad_steps", 1, "--log_interval", 8, expect=1)
     assert "not finite in 2 of the last 8 steps" in capsys.readouterr().err
