@@ -10,6 +10,11 @@ from filelock import FileLock
 from workspace import load_tokenizer, make_workspace
 
 
+def pytest_make_parametrize_id(val, argname: str) -> str | None:
+    """Names a parameter of bytes by its argument: gzip writes the time into its bytes, and two workers must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
     """A folder with dump.txt, a BERT with tokenizer in bert-base-uncased, the binarized text and its counts.
