@@ -1,4 +1,4 @@
-"""Services of a process: errors, the command line of a script, logging, seeds, git, atomic files, signals.
+"""Services of a process: errors, the command line of a script, logging, seeds, atomic files, signals.
 
 Imports no other file of the project.
 """
@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import NoReturn
 import numpy as np
 
 logger = logging.getLogger("distil")
+LOG_FILE = os.environ.get("DISTIL_LOG")
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # the run itself failed: loss not finite, disk full
@@ -143,8 +143,8 @@ def command_line(make_parser: Callable[[], argparse.ArgumentParser]) -> Callable
     def decorate(run: Callable[[argparse.Namespace], int | None]) -> Callable[[list[str] | None], int]:
         @functools.wraps(run)
         def main(argv: list[str] | None = None) -> int:
-            setup_logging()
             try:
+                setup_logging()
                 return run(make_parser().parse_args(argv)) or EXIT_OK
             except ToldAlready as told:
                 return told.status
@@ -205,8 +205,12 @@ class Unbreakable:
 def setup_logging(is_master: bool | None = None) -> None:
     """One line a record on stderr, above a progress bar if there is one; only warnings from the other processes.
 
+    Where the environment names a file in DISTIL_LOG, the lines are added to that file, and only warnings are shown.
+
     Args:
         is_master: None: what the launcher says, if there is one.
+
+    Raises: OSError if that file can't be written.
     """
     from tqdm import tqdm
 
@@ -219,18 +223,43 @@ def setup_logging(is_master: bool | None = None) -> None:
 
     if is_master is None:
         is_master = os.environ.get("RANK", "0") == "0"
-    handler = AboveProgressBar()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [AboveProgressBar()]
+    if LOG_FILE:
+        logger.handlers[0].setLevel(logging.WARNING)
+        logger.handlers.append(logging.FileHandler(LOG_FILE))
+    for handler in logger.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.propagate = False
     logger.setLevel(logging.INFO if is_master else logging.WARNING)
 
 
-def progress_bar(shown: bool = True, **options):
-    """A bar on a terminal, and nothing elsewhere. `options` are tqdm's."""
+def progress_bar(shown: bool = True, lines: bool = True, **options):
+    """A bar on a terminal; elsewhere a line every half minute. `options` are tqdm's.
+
+    Args:
+        lines: False: nothing elsewhere, for work whose log tells how far it is.
+    """
     from tqdm import tqdm
 
-    return tqdm(dynamic_ncols=True, disable=None if shown else True, **options)
+    if shown and sys.stderr.isatty():
+        return tqdm(dynamic_ncols=True, leave=False, **options)
+    form = "{desc}: {percentage:.0f} %, {remaining} left" if options.get("total") else "{desc}: {n_fmt}{unit}"
+    pace = {"delay": HALF_A_MINUTE, "mininterval": HALF_A_MINUTE, "maxinterval": 2 * HALF_A_MINUTE, "miniters": 1}
+    return tqdm(disable=not (shown and lines), file=Lines(), bar_format=form, **pace, **options)
+
+
+HALF_A_MINUTE = 30
+
+
+class Lines:
+    """Where a progress bar writes, if there is no terminal to move about on: each state of it becomes a line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 @functools.cache
@@ -471,20 +500,3 @@ def write_json(path: str | Path, value: object) -> None:
     with atomic_write(path, "w") as file:
         json.dump(value, file, indent=2, default=str)
         file.write("\n")
-
-
-def git_log(folder: str | Path) -> dict[str, str | bool | None]:
-    """Which code this is: commit, branch and whether the files differ from it; what can't be told is None."""
-    state: dict[str, str | bool | None] = {"repo_sha": None, "repo_branch": None, "repo_dirty": None}
-    try:
-        import git
-
-        repository = git.Repo(folder, search_parent_directories=True)
-        state["repo_dirty"] = repository.is_dirty()
-        state["repo_sha"] = repository.head.commit.hexsha
-        state["repo_branch"] = None if repository.head.is_detached else repository.active_branch.name
-    except ImportError as error:  # gitpython asks for the git program as soon as it is imported
-        warnings.warn(f"git is not installed, so git_log.json stays empty ({error.__class__.__name__})", stacklevel=2)
-    except (git.GitError, ValueError) as error:  # a copy without .git; a repository without commits
-        logger.info("no git commit to note in git_log.json: %s", error or "not a git repository")
-    return state

@@ -17,32 +17,29 @@ From the documentation that Python and the packages installed here carry, some m
 import argparse
 import ast
 import codecs
+import contextlib
+import functools
 import importlib.util
 import itertools
-import json
 import re
 import sys
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus.text_reader import LOOKED_AT, check_is_text, open_text, read_lines
+from corpus.documents import DOCUMENTS, FRAGMENT_WORDS, TEXTS, Document, Packed, Piece, pack_piece, pieces_of_file
+from corpus.parallel import MapTasks, map_ordered, n_cores
+from corpus.text_reader import LOOKED_AT, check_is_text, open_text
 from utils import InputError, integer, logger, path, real, reason_of
 
-WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\W_a-z])|[。！？]+")
-ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:[A-Z]|[Ee]\.g|[Ii]\.e|[A-Z]\.[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Lt|Capt|Sgt|Rev|Jr|Sr|vs|etc|cf|No|"
-    r"Vol|Fig|Inc|Ltd|Co|Corp|approx|ca|Jan|Feb|Mar|Apr|Aug|Sept|Oct|Nov|Dec)\.$"
-)
 MARKUP = 0.1  # share of tags from which on a text is told to be markup
-FRAGMENT_WORDS = 8  # a paragraph shorter than this and without a full stop is a heading or an item of a list
-Document = list[str]  # its paragraphs
+FILES_AT_ONCE = 32  # that a process reads for their docstrings
+ROWS_AT_ONCE = 500  # of a data set, that make a piece
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -73,6 +70,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--min_length", type=integer(1, 1 << 20), default=10, help="shorter sequences are dropped (%(default)s)"
     )
     parser.add_argument("--max_megabytes", type=real(0, 1e9, low_allowed=False), help="stop when so much is written")
+    parser.add_argument(
+        "--num_workers",
+        type=integer(0, 1 << 10),
+        default=n_cores(),
+        help="processes beside this one; the dump is the same, whatever their number (%(default)s, one a core)",
+    )
     return parser
 
 
@@ -121,66 +124,12 @@ def check_source(file: Path) -> None:
         logger.warning("%s looks like markup (%s ...); its tags become text unless taken out", file, tags[0].decode())
 
 
-def documents_of_files(
-    sources: list[str], dump_file: str, text_column: str, by_file: bool, seen: Counter
-) -> Iterator[Document]:
-    """Every document of these files and folders, in the order of their names."""
-    files = files_of(sources, dump_file)
-    total = sum(file.stat().st_size for file in files)
-    with utils.progress_bar(total=total, unit="B", unit_scale=True, desc="reading") as progress:
-        for file in files:
-            seen["files"] += 1
-            yield from documents_of_file(file, text_column, by_file)
-            progress.update(file.stat().st_size)
+def pieces_of_files(files: list[Path], text_column: str, by_file: bool) -> Iterator[Piece]:
+    for file in files:
+        yield from pieces_of_parquet(file, text_column) if file.suffix == ".parquet" else pieces_of_file(file, by_file)
 
 
-def documents_of_file(file: Path, text_column: str, by_file: bool) -> Iterator[Document]:
-    if file.suffix == ".parquet":
-        yield from documents_of_parquet(file, text_column)
-        return
-    lines = (line.decode("utf-8", "replace") for line in read_lines(file))
-    first = next(lines, "").removeprefix("\ufeff")  # the mark that some editors put before a text
-    lines = itertools.chain([first], lines)
-    if first.lstrip().startswith("{"):
-        yield from documents_of_json(file, lines, text_column)
-    elif first.startswith("<doc "):
-        yield from documents_of_extractor(lines)
-    elif by_file:
-        yield list(paragraphs(lines))
-    else:
-        for is_blank, block in itertools.groupby(lines, lambda line: not line.strip()):
-            if not is_blank:
-                yield list(paragraphs(block))
-
-
-def paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Lines -> paragraphs: a blank line ends one, and so does a line too long to have been wrapped by hand."""
-    parts: list[str] = []
-    for line in itertools.chain(lines, [""]):
-        line = line.strip()
-        if line:
-            parts.append(line)
-        if parts and (not line or len(line) > 200):
-            yield " ".join(parts)
-            parts = []
-
-
-def documents_of_json(file: Path, lines: Iterable[str], text_column: str) -> Iterator[Document]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)[text_column]
-        except ValueError:
-            raise InputError(f"{file}, line {number}: not a JSON object a line.") from None
-        except (KeyError, TypeError):
-            raise InputError(
-                f"{file}, line {number}: no {text_column!r} in it; name the text with --text_column."
-            ) from None
-        yield list(paragraphs(str(text).splitlines()))
-
-
-def documents_of_parquet(file: Path, text_column: str) -> Iterator[Document]:
+def pieces_of_parquet(file: Path, text_column: str) -> Iterator[Piece]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -191,77 +140,89 @@ def documents_of_parquet(file: Path, text_column: str) -> Iterator[Document]:
         if text_column not in table.schema_arrow.names:
             columns = ", ".join(table.schema_arrow.names)
             raise InputError(f"{file}: no column {text_column!r}, only {columns}; name one with --text_column.")
-        for batch in table.iter_batches(columns=[text_column]):
-            for text in batch.column(0).to_pylist():
-                yield list(paragraphs((text or "").splitlines()))
+        left, n_files = file.stat().st_size, 1
+        bytes_of_row = left / max(1, table.metadata.num_rows)
+        for batch in table.iter_batches(ROWS_AT_ONCE, columns=[text_column]):
+            n_bytes = int(batch.num_rows * bytes_of_row)
+            yield Piece(TEXTS, batch.column(0).to_pylist(), progress=n_bytes, n_files=n_files)
+            left, n_files = left - n_bytes, 0
+        yield Piece(TEXTS, [], progress=left, n_files=n_files)
     except pyarrow.ArrowException as error:
         raise InputError(f"{file} can't be read as Parquet ({reason_of(error)}).") from None
 
 
-def documents_of_extractor(lines: Iterable[str]) -> Iterator[Document]:
-    """<doc id=... title=...>, the title, a blank line, a paragraph a line, </doc>."""
-    title, document = "", []
-    for line in map(str.strip, lines):
-        if line.startswith("<doc "):
-            match = re.search(r'title="([^"]*)"', line)
-            title, document = match.group(1) if match else "", []
-        elif line == "</doc>":
-            yield document
-        elif line and line != title:
-            document.append(line)
-
-
-def documents_of_dataset(name: str, config: str | None, split: str, text_column: str) -> Iterator[Document]:
+def pieces_of_dataset(name: str, config: str | None, split: str, text_column: str) -> Iterator[Piece]:
     try:
         import datasets
     except ImportError:
         raise InputError(f"--dataset {name}: to read data sets, pip install datasets.") from None
     try:
-        rows = datasets.load_dataset(name, config, split=split, streaming=True)
+        rows = iter(datasets.load_dataset(name, config, split=split, streaming=True))
     except Exception as error:  # each loader has errors of its own
         raise InputError(f"--dataset {name}: it could not be loaded ({reason_of(error)}).") from None
-    for row in utils.progress_bar(iterable=rows, unit="row", desc="reading"):
-        if text_column not in row:
-            raise InputError(f"--dataset {name}: no {text_column!r}, only {', '.join(row)}; see --text_column.")
-        yield list(paragraphs(row[text_column].splitlines()))
+    while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        if text_column not in some[0]:
+            raise InputError(f"--dataset {name}: no {text_column!r}, only {', '.join(some[0])}; see --text_column.")
+        yield Piece(TEXTS, [row[text_column] for row in some], progress=len(some))
 
 
-def documents_of_documentation(seen: Counter) -> Iterator[Document]:
-    """The language's reference, then the docstrings of the standard library and of the packages installed here. What
-    is code, a table or a list is left out, and a paragraph that has occurred before."""
-    known: set[int] = set()
-
-    def new_prose(text: str) -> list[str]:
-        blocks = [block for block in re.split(r"\n\s*\n", text) if is_prose(block)]
-        new = [" ".join(block.split()) for block in blocks if hash(block) not in known]
-        known.update(map(hash, blocks))
-        return new
-
-    import pydoc_data.topics
-
-    for text in pydoc_data.topics.topics.values():
-        seen["files"] += 1
-        yield new_prose(text)
+def files_of_documentation() -> list[Path]:
+    """The standard library, and the packages installed here; not their tests, which are long and say little."""
     packages = Path(importlib.util.find_spec("numpy").origin).parents[1]
     library = Path(sysconfig.get_path("stdlib"))
     files = [file for file in sorted(library.rglob("*.py")) if "site-packages" not in file.parts]
     files += sorted(packages.rglob("*.py"))
-    for file in utils.progress_bar(iterable=files, unit="file", desc="reading docstrings"):
-        seen["files"] += 1
-        yield list(itertools.chain.from_iterable(map(new_prose, docstrings(file))))
+    return [file for file in files if not {"test", "tests"} & set(file.parts)]
+
+
+def pieces_of_documentation(files: list[Path], map_tasks: MapTasks) -> Iterator[Piece]:
+    """The language's reference, then the docstrings of these files. What is code, a table or a list is left out, and a
+    paragraph that has occurred before."""
+    import pydoc_data.topics
+
+    known: set[str] = set()
+
+    def piece(texts: list[list[str]], progress: int) -> Piece:
+        documents: list[Document] = []
+        for blocks in texts:
+            documents.append([block for block in dict.fromkeys(blocks) if block not in known])
+            known.update(blocks)
+        return Piece(DOCUMENTS, documents, progress=progress, n_files=len(texts))
+
+    yield piece(list(map(prose_of, pydoc_data.topics.topics.values())), 0)
+    parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+    for part, texts in zip(parts, map_tasks(prose_of_files, parts), strict=True):
+        yield piece(texts, len(part))
+
+
+def prose_of_files(files: list[Path]) -> list[list[str]]:
+    """The paragraphs of prose in the docstrings of each of these files."""
+    return [list(itertools.chain.from_iterable(map(prose_of, docstrings(file)))) for file in files]
+
+
+def prose_of(text: str) -> list[str]:
+    return [" ".join(block.split()) for block in re.split(r"\n\s*\n", text) if is_prose(block)]
 
 
 def docstrings(file: Path) -> Iterator[str]:
+    """Those of a module, and of its classes and functions, in their order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in other people's code
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError, RecursionError):  # templates and tests that are no Python
             return
-    for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and (text := ast.get_docstring(node)):
-            yield text
+    yield from _docstrings_within(tree)
+
+
+def _docstrings_within(node: ast.AST) -> Iterator[str]:
+    """Only statements are visited: to walk through every expression takes as long again as to parse."""
+    documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    if documented and (text := ast.get_docstring(node)):
+        yield text
+    for name in ("body", "orelse", "handlers", "finalbody", "cases"):
+        for statement in getattr(node, name, ()):
+            yield from _docstrings_within(statement)
 
 
 def is_prose(block: str) -> bool:
@@ -274,42 +235,34 @@ def is_prose(block: str) -> bool:
     return len(re.findall(r"[A-Za-z][a-z']+", block)) > 0.75 * len(words)
 
 
-# ----------------------------------------------------------------------------------------------- documents to sequences
+# -------------------------------------------------------------------------------------------------------- all together
 
 
-def sentences(paragraph: str) -> list[str]:
-    """Cuts after a full stop that is followed by a capital, but not after initials and common abbreviations."""
-    parts, start = [], 0
-    for end in SENTENCE_END.finditer(paragraph):
-        if not ABBREVIATION.search(paragraph[start : end.end()].rstrip()):
-            parts.append(paragraph[start : end.end()].strip())
-            start = end.end()
-    parts.append(paragraph[start:].strip())
-    return [sentence for sentence in parts if sentence]
+def pieces(args: argparse.Namespace, files: list[Path], map_tasks: MapTasks) -> Iterator[Piece]:
+    if args.dataset:
+        return pieces_of_dataset(args.dataset, args.dataset_config, args.split, args.text_column)
+    if args.documentation:
+        return pieces_of_documentation(files, map_tasks)
+    return pieces_of_files(files, args.text_column, args.documents == "file")
 
 
-def sequences(document: Document, target: int, seen: Counter) -> Iterator[str]:
-    """Packs a document's sentences into sequences of about even length, none above the target but single sentences."""
-    kept = []
-    for paragraph in document:
-        n_words = len(WORD.findall(paragraph))
-        if n_words < FRAGMENT_WORDS and paragraph[-1:] not in '.!?。！？"”':
-            seen["fragments"] += 1
-        else:
-            kept += [(sentence, len(WORD.findall(sentence))) for sentence in sentences(paragraph)]
-    seen["sentences"] += len(kept)
-    total = sum(n for _, n in kept)
-    enough = total / max(1, -(-total // target))  # so that no short rest is left at the end
-    parts: list[str] = []
-    length = 0
-    for sentence, n_words in kept:
-        if parts and (length + n_words > target or length >= enough):
-            yield " ".join(parts)
-            parts, length = [], 0
-        parts.append(sentence)
-        length += n_words
-    if parts:
-        yield " ".join(parts)
+def packed_documents(args: argparse.Namespace, seen: Counter) -> Iterator[Packed]:
+    """What all documents become, in order, with a progress bar; `seen` counts the files."""
+    if args.documentation:
+        files = files_of_documentation()
+        bar = {"total": len(files), "unit": " files"}
+    else:
+        files = files_of(args.source, args.dump_file) if args.source else []
+        total = sum(file.stat().st_size for file in files)
+        bar = {"unit": " rows"} if args.dataset else {"total": total, "unit": "B", "unit_scale": True}
+    pack = functools.partial(
+        pack_piece, text_column=args.text_column, target_length=args.target_length, min_length=args.min_length
+    )
+    with map_ordered(args.num_workers) as map_tasks, utils.progress_bar(desc="reading", **bar) as progress:
+        for piece in map_tasks(pack, pieces(args, files, map_tasks)):
+            seen["files"] += piece.n_files
+            yield from piece.documents
+            progress.update(piece.progress)
 
 
 @utils.command_line(make_parser)
@@ -318,25 +271,14 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--target_length {args.target_length} is below --min_length {args.min_length}.")
     utils.check_output_file(args.dump_file, "--dump_file")
     seen: Counter = Counter()
-    if args.source:
-        documents = documents_of_files(args.source, args.dump_file, args.text_column, args.documents == "file", seen)
-    elif args.dataset:
-        documents = documents_of_dataset(args.dataset, args.dataset_config, args.split, args.text_column)
-    else:
-        documents = documents_of_documentation(seen)
     limit = args.max_megabytes * 1e6 if args.max_megabytes else float("inf")
     n_bytes = 0
-    with utils.atomic_write(args.dump_file) as out:
-        for document in documents:
-            seen["documents"] += 1
-            for sequence in sequences(document, args.target_length, seen):
-                if len(WORD.findall(sequence)) < args.min_length:
-                    seen["short"] += 1
-                    continue
-                line = (sequence + "\n").encode()
-                out.write(line)
-                seen["sequences"] += 1
-                n_bytes += len(line)
+    with utils.atomic_write(args.dump_file) as out, contextlib.closing(packed_documents(args, seen)) as documents:
+        for packed in documents:
+            out.write(packed.text)
+            n_bytes += len(packed.text)
+            counts = {"documents": 1, "sequences": packed.n_sequences, "sentences": packed.n_sentences}
+            seen.update(counts | {"fragments": packed.n_fragments, "short": packed.n_short})
             if n_bytes >= limit:
                 break
         if not seen["sequences"]:

@@ -16,7 +16,7 @@ ORDER = (
     "training: flags dry_run resume meter optimization batches vocabulary_loss losses recipe run_folder checkpoint "
     "metrics_files model_card distributed memory",
     "lm_seqs_dataset",
-    "corpus: statistics token_counts files token_writer tokenization text_reader",
+    "corpus: statistics token_counts files token_writer tokenization documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
     "models: student flops loading families",

@@ -9,6 +9,8 @@ import make_dump
 import pytest
 from workspace import run
 
+from corpus import documents
+
 FIRST = "The river rose in spring. Nobody had seen it so high. The bridge was closed for a week! Was it safe again?"
 SECOND = "Mr. J. Smith sold the mill in 1899. He moved to St. Petersburg, e.g. for his health. There he died."
 
@@ -18,34 +20,19 @@ def dump(tmp_path, *arguments, expect=0):
     return (tmp_path / "dump.txt").read_text().splitlines() if expect == 0 else None
 
 
-def test_sentences_end_where_they_end():
-    assert make_dump.sentences(FIRST) == [
-        "The river rose in spring.",
-        "Nobody had seen it so high.",
-        "The bridge was closed for a week!",
-        "Was it safe again?",
-    ]
-    assert make_dump.sentences(SECOND) == [
-        "Mr. J. Smith sold the mill in 1899.",
-        "He moved to St. Petersburg, e.g. for his health.",
-        "There he died.",
-    ]
-    assert make_dump.sentences("no end") == ["no end"]
-
-
 def test_documents_are_never_mixed_and_nothing_is_lost(tmp_path):
     (tmp_path / "a.txt").write_text(f"{FIRST}\n{FIRST}\n\n{SECOND}\n")
     lines = dump(tmp_path, "--source", tmp_path / "a.txt", "--target_length", 30)
     assert " ".join(lines) == f"{FIRST} {FIRST} {SECOND}"
     of_first, of_second = ("river", "bridge", "safe"), ("Smith", "died")
     assert all(any(word in line for word in of_first) != any(word in line for word in of_second) for line in lines)
-    assert all(len(make_dump.WORD.findall(line)) <= 30 for line in lines)
+    assert all(len(documents.WORD.findall(line)) <= 30 for line in lines)
     assert all(line[-1] in ".!?" for line in lines)
 
 
 def test_sequences_of_a_document_are_of_about_even_length(tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(f"This is sentence number {i}." for i in range(100)))
-    lengths = [len(make_dump.WORD.findall(line)) for line in dump(tmp_path, "--source", tmp_path / "a.txt")]
+    lengths = [len(documents.WORD.findall(line)) for line in dump(tmp_path, "--source", tmp_path / "a.txt")]
     assert max(lengths) <= 110
     assert min(lengths) >= 80
 
@@ -181,3 +168,18 @@ def test_the_documentation_of_this_machine_is_prose(tmp_path):
     assert len(text) > 290_000  # characters; the limit is in bytes
     assert ">>>" not in text
     assert len(set(lines)) > 0.99 * len(lines)
+
+
+@pytest.mark.parametrize("megabytes", [None, 0.003])
+def test_the_number_of_processes_changes_nothing(tmp_path, monkeypatch, capsys, megabytes):
+    monkeypatch.setattr(documents, "BLOCK", 500)
+    (tmp_path / "a.txt").write_text(f"{FIRST}\n\n{SECOND}\n\n" * 40)
+    (tmp_path / "b.txt").write_text(f"{SECOND}\n\nHeading\n\n" * 20)
+    limit = ["--max_megabytes", megabytes] if megabytes else []
+    seen = []
+    for n in (0, 1, 2):
+        lines = dump(tmp_path, "--source", tmp_path / "a.txt", tmp_path / "b.txt", "--num_workers", n, *limit)
+        report = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+        seen.append((lines, report))
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0][0]) == 100 or megabytes

@@ -66,10 +66,6 @@ def test_bugs_keep_their_traceback():
         main([])
 
 
-def test_git_log_of_a_folder_without_git_is_empty(tmp_path):
-    assert set(utils.git_log(tmp_path).values()) == {None}
-
-
 def test_seeds_that_differ_in_one_part_differ():
     import torch
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from training.distributed import World
 from training.losses import Terms
 from training.memory import peak_memory
-from utils import RunError, logger, progress_bar
+from utils import LOG_FILE, RunError, logger, progress_bar
 
 
 class Meter:
@@ -51,7 +51,10 @@ class Meter:
     @contextlib.contextmanager
     def progress(self, total: int | None = None, done: int = 0) -> Iterator[None]:
         """A progress bar, in sequences of this process, on the master's terminal."""
-        with progress_bar(self.world.is_master, total=total, initial=done, unit="seq") as self.bar:
+        lines = LOG_FILE is not None  # else the log tells the time that is left
+        with progress_bar(
+            self.world.is_master, lines, desc="training", total=total, initial=done, unit="seq"
+        ) as self.bar:
             yield
         self.bar = None
 

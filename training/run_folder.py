@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -32,7 +33,6 @@ from utils import (
     RunError,
     atomic_write,
     check_output_folder,
-    git_log,
     logger,
     new_file_mode,
     reason_of,
@@ -233,3 +233,20 @@ def _rewind_metrics(file: Path, step: int) -> None:
         raise InputError(f"{file} is not the metrics.jsonl of a run, or damaged; start over with --force.") from None
     with atomic_write(file, "w") as out:
         out.writelines(kept)
+
+
+def git_log(folder: str | Path) -> dict[str, str | bool | None]:
+    """Which code this is: commit, branch and whether the files differ from it; what can't be told is None."""
+    state: dict[str, str | bool | None] = {"repo_sha": None, "repo_branch": None, "repo_dirty": None}
+    try:
+        import git
+
+        repository = git.Repo(folder, search_parent_directories=True)
+        state["repo_dirty"] = repository.is_dirty()
+        state["repo_sha"] = repository.head.commit.hexsha
+        state["repo_branch"] = None if repository.head.is_detached else repository.active_branch.name
+    except ImportError as error:  # gitpython asks for the git program as soon as it is imported
+        warnings.warn(f"git is not installed, so git_log.json stays empty ({error.__class__.__name__})", stacklevel=2)
+    except (git.GitError, ValueError) as error:  # a copy without .git; a repository without commits
+        logger.info("no git commit to note in git_log.json: %s", error or "not a git repository")
+    return state
