@@ -29,8 +29,9 @@ from training.meter import Meter
 from training.optimization import Optimization
 from training.recipe import Recipe
 from training.run_folder import RunFolder
+from training.stop_signal import StopSignal
 from training.vocabulary_loss import Projection, vocabulary_loss
-from utils import RunError, StopSignal, logger, set_seed
+from utils import RunError, logger, set_seed
 
 CHECKPOINT_SECONDS = 15 * 60  # between checkpoints, where no interval is given
 N_EVALUATIONS = 20  # over a run, where no interval is given

@@ -245,7 +245,7 @@ def progress_bar(shown: bool = True, lines: bool = True, **options):
         return tqdm(dynamic_ncols=True, leave=False, **options)
     form = "{desc}: {percentage:.0f} %, {remaining} left" if options.get("total") else "{desc}: {n_fmt}{unit}"
     pace = {"delay": HALF_A_MINUTE, "mininterval": HALF_A_MINUTE, "maxinterval": 2 * HALF_A_MINUTE, "miniters": 1}
-    return tqdm(disable=not (shown and lines), file=Lines(), bar_format=form, **pace, **options)
+    return tqdm(disable=not (shown and lines), file=Lines(), bar_format=form, leave=False, **pace, **options)
 
 
 HALF_A_MINUTE = 30
@@ -275,7 +275,10 @@ def quiet_transformers() -> None:
 
 def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
     """A table whose first column is text and whose others are numbers, aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    rows = [header, *rows]
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in rows]
+    lines.insert(1, ["-" * first, *(f"{'-' * (width - 1)}:" for width in others)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -292,60 +295,7 @@ def set_seed(*seed: int) -> None:
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
-class StopSignal:
-    """Notes that this process is to stop, for the training loop to see at the end of a step.
-
-    It is told so by SIGTERM, SIGUSR1 (Slurm's warning, if so configured), SIGHUP (a terminal that goes away, unless
-    `nohup` said to ignore it), Ctrl-C (a second one stops at once), or by the end of the launcher that started it.
-
-    Attributes:
-        name: of what told it; None so far.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._since = math.inf
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-
-    def __enter__(self) -> "StopSignal":
-        self._previous = {
-            number: signal.signal(number, self._note)
-            for number in STOP_SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame) -> None:
-        if number == signal.SIGINT and self.name == "SIGINT":
-            raise KeyboardInterrupt
-        at_once = "; again to stop at once, without saving" if number == signal.SIGINT else ""
-        self._stop(signal.Signals(number).name, at_once)
-
-    def _stop(self, name: str, more: str = "") -> None:
-        self.name = name
-        self._since = min(self._since, time.monotonic())
-        with contextlib.suppress(OSError):  # the terminal may be what went away
-            os.write(2, f"\n{name}: finishing this step, then saving{more}\n".encode())  # safe in a handler
-
-    @property
-    def came(self) -> bool:
-        """Whether to stop at the end of this step."""
-        if self.name is None and self._launcher is not None and os.getppid() != self._launcher:
-            self._stop("the end of the launcher")
-        return self.name is not None
-
-    @property
-    def is_pressing(self) -> bool:
-        """Whether there is no time left to finish a long step: a launcher kills after 30 seconds."""
-        return self.came and time.monotonic() - self._since > STEP_SECONDS
-
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-STEP_SECONDS = 8  # after a signal, until a step that is not finished is dropped
 
 
 def ignore_stop_signals(*_) -> None:

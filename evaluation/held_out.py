@@ -72,35 +72,53 @@ def evaluate(
         predictions), and the teacher's own `teacher_loss` and `teacher_accuracy`.
     """
     student.eval()
-    names = ["labels", "loss", "accuracy"]
-    names += ["kl", "agreement", "teacher_loss", "teacher_accuracy"] if teacher else []
-    sums = torch.zeros(len(names), dtype=torch.float64, device=world.device)
+    names = [*OWN, *(BESIDE_TEACHER if teacher else ())]
+    sums = torch.zeros(1 + len(names), dtype=torch.float64, device=world.device)
     mine = batches.sampler.batches_of_rank(world.rank, world.size)
     for batch in DataLoader(batches, batch_size=None, sampler=mine, generator=torch.Generator()):
         if is_pressing():
             break
-        with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
-            sums += _sums(student, teacher, batch.to(world.device))
+        values = _values(student, teacher, batch.to(world.device), dtype)  # (names, n_labels)
+        sums += torch.cat([values.new_tensor([values.shape[1]]), values.sum(1)])
     if world.any(is_pressing()):
         return None
     world.all_reduce(sums)
-    _, loss, *others = (sums / sums[0]).tolist()
+    loss, *others = (sums[1:] / sums[0]).tolist()
     metrics = {LOSS[batches.masking is None]: loss, "perplexity": math.exp(min(loss, 100))}
-    return metrics | dict(zip(names[2:], others, strict=True))
+    return metrics | dict(zip(names[1:], others, strict=True))
 
 
-def _sums(student: LanguageModel, teacher: LanguageModel | None, batch: Batch) -> torch.Tensor:
-    """Sums over the labelled positions, in the order of `names`."""
+@torch.no_grad()
+def evaluate_labels(
+    student: LanguageModel, teacher: LanguageModel, batches: Batches, device: torch.device, dtype: torch.dtype
+) -> dict[str, np.ndarray]:
+    """What `evaluate` takes the means of, one value for each labelled position of all batches: (n labels,) float64.
+
+    The positions are the same for every model, so that models can be compared position by position.
+    """
+    student.eval()
+    values = [_values(student, teacher, batches[j].to(device), dtype) for j in range(len(batches))]
+    return dict(zip((*OWN, *BESIDE_TEACHER), torch.cat(values, 1).cpu().numpy(), strict=True))
+
+
+OWN = ("loss", "accuracy")
+BESIDE_TEACHER = ("kl", "agreement", "teacher_loss", "teacher_accuracy")
+
+
+def _values(student: LanguageModel, teacher: LanguageModel | None, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+    """(OWN and, with a teacher, BESIDE_TEACHER; n_labels) float64."""
     positions = batch.head_positions[: len(batch.labels)]  # (n_labels,)
-    logits = student.logits(student.hidden(batch.input_ids, batch.attention_mask)[positions])  # (n_labels, voc_size)
+
+    def predict(model: LanguageModel) -> torch.Tensor:
+        return model.logits(model.hidden(batch.input_ids, batch.attention_mask)[positions])  # (n_labels, voc_size)
+
+    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        logits = predict(student)
+        t_logits = predict(teacher) if teacher else None
     guess = logits.argmax(-1)  # (n_labels,)
-    n_labels = guess.new_tensor(len(positions))
-    sums = [n_labels, losses.cross_entropy(logits, batch.labels), (guess == batch.labels).sum()]
+    values = [losses.cross_entropy(logits, batch.labels), guess == batch.labels]
     if teacher:
-        t_logits = teacher.logits(
-            teacher.hidden(batch.input_ids, batch.attention_mask)[positions]
-        )  # (n_labels, voc_size)
         t_guess = t_logits.argmax(-1)
-        sums += [losses.distillation(logits, t_logits, 1.0), (guess == t_guess).sum()]
-        sums += [losses.cross_entropy(t_logits, batch.labels), (t_guess == batch.labels).sum()]
-    return torch.stack([value.double() for value in sums])
+        values += [losses.distillation(logits, t_logits, 1.0), guess == t_guess]
+        values += [losses.cross_entropy(t_logits, batch.labels), t_guess == batch.labels]
+    return torch.stack([value.double() for value in values])

@@ -1,4 +1,5 @@
-"""One table of several models on the same held-out text: size, loss, agreement with the teacher, speed.
+"""One table of several models on the same held-out text: size, loss, agreement with the teacher, speed; and what sets
+the first of them apart from each other one, with its error.
 
     python scripts/compare_models.py --data_file data/binarized_text.bert-base-uncased.pickle \\
         --teacher bert-base-uncased --models serialization_dir/my_first_training
@@ -11,6 +12,7 @@ median of the turns counts.
 import argparse
 import statistics
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--turns", type=integer(1, 1000), default=5, help="of the time measurement (%(default)s)")
     add_precision_flags(parser)
     parser.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
-    parser.add_argument("--output", type=path, help="file to write the table to as well (Markdown)")
+    parser.add_argument("--output", type=path, help="file to write the same to as well (Markdown)")
     return parser
 
 
@@ -68,22 +70,47 @@ def size_on_disk(name: str) -> int | None:
 
 def table(rows: list[dict]) -> str:
     """Markdown; the first row is the teacher's, which the others' ratios refer to."""
-    header = ["model", "layers", "parameters (M)", "on disk (MB)", "held-out loss", "top-1 as teacher", "tokens/s",
-              "speed-up"]  # fmt: skip
+    header = ["model", "layers", "parameters", "MB", "loss", "as teacher", "tokens/s", "speed-up"]
     cells = [
         [
             row["name"],
             str(row["layers"]),
-            f"{row['parameters'] / 1e6:.1f} ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)",
+            f"{row['parameters'] / 1e6:.1f} M ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)",
             f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "?",
-            f"{row['loss']:.3f}",
-            f"{100 * row['agreement']:.1f} %",
+            f"{row['labels']['loss'].mean():.3f}",
+            f"{100 * row['labels']['agreement'].mean():.1f} %",
             f"{row['speed']:,.0f}",
             f"{row['speed'] / rows[0]['speed']:.2f}x",
         ]
         for row in rows
     ]
     return utils.markdown_table(header, cells)
+
+
+def difference(a: dict, b: dict) -> str:
+    """How much less loss and more agreement `a` has than `b`, each with its standard error.
+
+    The error is that of the mean of differences at the same positions. It is far smaller than that of either mean,
+    since a word that is hard to guess is hard for both.
+    """
+    parts = []
+    for name, factor in (("loss", 1), ("agreement", 100)):
+        apart = factor * (a["labels"][name] - b["labels"][name])  # (n labels,)
+        parts.append(f"{apart.mean():+.3g} ± {apart.std() / len(apart) ** 0.5:.2g}")
+    n = f"{len(a['labels']['loss']):,}"
+    return (
+        f"{a['name']} against {b['name']}, at the same {n} masked words: loss {parts[0]}, as teacher {parts[1]} points"
+    )
+
+
+def report(rows: list[dict]) -> str:
+    explained = (
+        "loss: nats a masked word, on held-out text; as teacher: how often the first guess is the teacher's; ± is one "
+        "standard error"
+    )
+    lines = [table(rows), "", *textwrap.wrap(explained, 98), ""]
+    lines += [line for other in rows[2:] for line in textwrap.wrap(difference(rows[1], other), 98)]
+    return "\n".join(lines).rstrip()
 
 
 @utils.command_line(make_parser)
@@ -110,25 +137,23 @@ def main(args: argparse.Namespace) -> None:
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
     for name, model in zip(names, models, strict=True):
-        metrics = held_out.evaluate(model, models[0], batches, world, dtype)
         rows.append(
             {
                 "name": Path(name).name,
                 "layers": model.model.config.num_hidden_layers,
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "bytes": size_on_disk(name),
-                "loss": metrics["mlm_loss" if not causal else "clm_loss"],
-                "agreement": metrics["agreement"],
+                "labels": held_out.evaluate_labels(model, models[0], batches, world.device, dtype),
             }
         )
     prepared = [batches[j].to(world.device) for j in range(len(batches))]
     turns = [[seconds_of_forward(model, prepared, world, dtype) for model in models] for _ in range(args.turns + 1)]
     for row, seconds in zip(rows, zip(*turns[1:], strict=True), strict=True):  # the first turn is the warm-up
         row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
-    print(table(rows))
+    print(report(rows))
     if args.output:
         with utils.atomic_write(args.output, "w") as out:
-            out.write(table(rows) + "\n")
+            out.write(report(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ ORDER = (
     "distiller",
     "evaluation: held_out",
     "training: flags dry_run resume meter optimization batches vocabulary_loss losses recipe run_folder checkpoint "
-    "metrics_files model_card distributed memory",
+    "metrics_files model_card distributed memory stop_signal",
     "lm_seqs_dataset",
     "corpus: statistics token_counts files token_writer tokenization documents parallel text_reader",
     "dataset",

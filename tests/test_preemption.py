@@ -12,8 +12,8 @@ import pytest
 from processes import _end_group, running
 from workspace import ROOT, flags_of, rows_of
 
-import utils
 from evaluation import held_out
+from training import stop_signal
 from training.checkpoint import steps_of
 
 SLOW = """
@@ -104,7 +104,7 @@ def test_an_evaluation_that_takes_too_long_is_made_up_for_later(tmp_path, worksp
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(utils, "STEP_SECONDS", -1)
+    monkeypatch.setattr(stop_signal, "STEP_SECONDS", -1)
     monkeypatch.setattr(held_out, "evaluate", hurry)
     again = [str(flag) for flag in [*flags, "--resume"]]
     assert [train_script.main(again) for _ in range(4)] == [75, 75, 75, 0]

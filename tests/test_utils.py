@@ -1,12 +1,11 @@
 import argparse
 import os
-import signal
 import stat
 
 import pytest
 
 import utils
-from utils import InputError, RunError, StopSignal, atomic_write, command_line
+from utils import InputError, RunError, atomic_write, command_line
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -20,19 +19,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(path.parent) == ["file"]
     (tmp_path / "plain").write_text("")
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
-
-
-def test_a_signal_is_noted_and_a_second_interrupt_stops_at_once():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
-        assert stop.name is None
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.name == "SIGUSR1"
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.name == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The terms of the distillation loss, as sums over rows: the caller divides by how many rows there are in the whole
-step, so that batches of unequal size weigh by their tokens.
+"""The terms of the distillation loss, of each row or summed over rows: the caller divides by how many rows there are in
+the whole step, so that batches of unequal size weigh by their tokens.
 
 Pure functions of tensors, in float32 whatever comes in.
 Dimensions: n rows (hidden states or logits of some of the tokens); voc_size; dim.
@@ -38,28 +38,28 @@ class Terms(NamedTuple):
 
 
 def distillation(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Sum over rows of T^2 KL(softmax(t / T) || softmax(s / T)) (Hinton et al., 2015; T^2 keeps the gradient's size).
+    """T^2 KL(softmax(t / T) || softmax(s / T)) of each row (Hinton et al., 2015; T^2 keeps the gradient's size).
 
     Args:
         s_logits, t_logits: (n, voc_size) of student and teacher.
 
-    Returns: scalar, float32.
+    Returns: (n,) float32.
     """
     s_log_probs = F.log_softmax(s_logits.float() / temperature, dim=-1)  # (n, voc_size)
     t_log_probs = F.log_softmax(t_logits.float() / temperature, dim=-1)  # (n, voc_size)
-    return F.kl_div(s_log_probs, t_log_probs, reduction="sum", log_target=True) * temperature**2
+    return F.kl_div(s_log_probs, t_log_probs, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
 def cross_entropy(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum over rows of the cross-entropy with the true token: the MLM loss at masked positions, the CLM loss at all.
+    """The cross-entropy of each row with the true token: the MLM loss at masked positions, the CLM loss at all.
 
     Args:
         s_logits: (n, voc_size).
         labels: (n,) int64.
 
-    Returns: scalar, float32.
+    Returns: (n,) float32.
     """
-    return F.cross_entropy(s_logits.float(), labels, reduction="sum")
+    return F.cross_entropy(s_logits.float(), labels, reduction="none")
 
 
 def cosine(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
