@@ -38,8 +38,9 @@ def main(args: argparse.Namespace) -> None:
     from transformers import BertTokenizerFast
 
     trainer = BertWordPieceTokenizer(lowercase=not args.cased)
+    bars = sys.stderr.isatty() and not utils.LOG_FILE
     try:
-        trainer.train([args.file_path], vocab_size=args.vocab_size, show_progress=sys.stderr.isatty())
+        trainer.train([args.file_path], vocab_size=args.vocab_size, show_progress=bars)
     except Exception as error:  # what the library written in Rust raises is no OSError
         raise InputError(f"--file_path {args.file_path} can't be read ({reason_of(error)}).") from None
     tokenizer = BertTokenizerFast(

@@ -92,6 +92,7 @@ def right_flags(workspace, tmp_path_factory):
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
+        "fill_mask": ["--models", name, "--text", "the [MASK]", "--top", 2],
         "corpus_doctor": ["--data_file", data, "--tokenizer_name", name, "--n_examples", 1],
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
         "benchmark_corpus": ["--file_path", short, "--tokenizer_name", name, "--work_dir", out],
