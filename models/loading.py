@@ -66,7 +66,7 @@ def count_parameters(config: PretrainedConfig, name: str) -> int:
     make = auto_class(config)
     for key, (low, high) in LIMITS.items():
         value = getattr(config, key, None)
-        if value is not None and not low <= value <= high:
+        if value is not None and not (isinstance(value, int | float) and low <= value <= high):
             raise InputError(f"{name}: {key} is {value}, but must be from {low:,} to {high:,}.")
     try:
         with torch.device("meta"):

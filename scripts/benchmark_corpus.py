@@ -2,14 +2,16 @@
 
     python scripts/benchmark_corpus.py --file_path data/dump.txt --bert_tokenizer bert-base-uncased
 
-Tokenizing (MB of text a second) and its peak memory, opening a binarized file, counting its tokens, and setting up the
-training sequences and their order. The stages of the real size, some GB and minutes, are asked for with
-`--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every figure of memory comes from a process of its own
-(Linux only). Everything is written below --work_dir, and removed.
+Tokenizing (MB of text a second) and its peak memory, making the text in the first place, opening a binarized file,
+counting its tokens, and setting up the training sequences and their order. The stages of the real size, some GB and
+minutes, are asked for with `--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every figure of memory comes from
+a process of its own (Linux only). Everything is written below --work_dir, and removed.
 """
 
 import argparse
+import contextlib
 import gc
+import logging
 import multiprocessing
 import os
 import pickle
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,16 +32,18 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 import utils
 from corpus.files import open_corpus
+from corpus.parallel import n_cores
 from corpus.token_writer import write_token_file
 from corpus.tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
 from dataset import open_token_file, token_dtype
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from utils import InputError, integer, logger, path
+from utils import InputError, integer, path
 
 BATCH = 1024  # lines given to the library's batch encoding
 SAMPLE_BYTES = 40_000_000  # of the text, for the rates
 N_TOUCHED = 1000
+PARAGRAPHS = 5  # of a document
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -88,6 +92,16 @@ def seconds(function: Callable) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def only_warnings() -> Iterator[None]:
+    """The scripts that are called need not say what they do."""
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class Table:
@@ -144,6 +158,22 @@ def benchmark_tokenizing(table: Table, args: argparse.Namespace, folder: Path) -
     ):
         ratio = rate["ours"] / rate[name]
         table.row(what, f"{rate[name]:.2f} MB/s", f"{rate['ours']:.2f} MB/s", f"{ratio:.2f}x")
+
+
+def benchmark_dump(table: Table, args: argparse.Namespace, folder: Path) -> None:
+    import make_dump
+
+    text = folder / "documents.txt"
+    lines = (folder / "sample.txt").read_text().splitlines()
+    text.write_text("\n\n".join("\n".join(lines[i : i + PARAGRAPHS]) for i in range(0, len(lines), PARAGRAPHS)))
+    flags = ["--source", str(text), "--dump_file", str(folder / "dump.txt"), "--num_workers"]
+    rates: dict[int, list[float]] = {0: [], n_cores(): []}
+    for _ in range(args.turns):
+        for n, of_turns in rates.items():
+            of_turns.append(text.stat().st_size / 1e6 / seconds(lambda n=n: make_dump.main([*flags, str(n)])))
+    one, all_of_them = map(statistics.median, rates.values())
+    what = f"making the text, on {n_cores()} cores instead of one"
+    table.row(what, f"{one:.1f} MB/s", f"{all_of_them:.1f} MB/s", f"{all_of_them / one:.2f}x")
 
 
 def binarize_alone(flags: list[str]) -> int:
@@ -303,11 +333,11 @@ def main(args: argparse.Namespace) -> None:
     utils.check_input_file(args.file_path, "--file_path", "scripts/make_dump.py makes a text")
     utils.check_output_folder(args.work_dir, "--work_dir")
     check_disk(args)
-    logger.setLevel("WARNING")  # the scripts that are called need not say what they do
     Path(args.work_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
+    with tempfile.TemporaryDirectory(dir=args.work_dir) as name, only_warnings():
         folder, table = Path(name), Table()
         benchmark_tokenizing(table, args, folder)
+        benchmark_dump(table, args, folder)
         benchmark_memory(table, args, folder)
         benchmark_opening_and_counting(table, args, folder)
         benchmark_set_up(table, args, folder)

@@ -10,8 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 which=${1:-}
 case $which in
-    oldest) versions=$(sed -E 's/>=([^,]+).*/==\1/' requirements.txt) ;;
-    newest) versions=$(cat requirements.txt) ;;
+    oldest) versions=$(sed -E 's/>=([^,]+).*/==\1/' requirements.txt) pyarrow="pyarrow<20" ;; # of numpy 1's time
+    newest) versions=$(cat requirements.txt) pyarrow=pyarrow ;;
     *) echo "error: say oldest or newest: bash $0 oldest" >&2 && exit 2 ;;
 esac
 shift
@@ -20,6 +20,6 @@ source "work/$which/bin/activate"
 export PYTHONPYCACHEPREFIX="$PWD/work/$which/pycache" TOKENIZERS_PARALLELISM=true
 echo "$versions" > "work/$which/requirements.txt"
 pip install -qq ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch' "work/$which/requirements.txt")"
-pip install -qq --upgrade -r "work/$which/requirements.txt" -r tests/requirements.txt
+pip install -qq --upgrade -r "work/$which/requirements.txt" -r tests/requirements.txt "$pyarrow"
 pip list 2> /dev/null | grep -iE "^($(sed -E 's/[>=].*//' requirements.txt | paste -sd '|')) "
 python -m pytest --numprocesses logical --maxprocesses 4 "$@"

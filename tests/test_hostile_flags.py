@@ -30,8 +30,8 @@ ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/sel
 MEASURING = {  # what benchmarks do once their flags are known to be right
     "benchmark_training": ["run_case"],
     "benchmark_checkpoint": ["measure"],
-    "benchmark_corpus": ["benchmark_tokenizing", "benchmark_memory", "benchmark_opening_and_counting",
-                         "benchmark_set_up"],
+    "benchmark_corpus": ["benchmark_tokenizing", "benchmark_dump", "benchmark_memory",
+                         "benchmark_opening_and_counting", "benchmark_set_up"],
 }  # fmt: skip
 MEMORY = 16 << 30  # bytes of address space; torch alone maps some
 

@@ -96,7 +96,7 @@ def test_a_launcher_that_restarts_continues_the_run(workspace, tmp_path, flags):
 FAKES = {  # what the job script needs of Slurm
     "srun": 'shift; echo $$ > "$FAKE/step.pid"; exec "$@"',
     "scontrol": 'case $1 in show) echo 127.0.0.1;; requeue) echo "$@" >> "$FAKE/requeued";; esac',
-    "scancel": 'kill -USR1 "$(cat "$FAKE/step.pid")"',
+    "scancel": 'kill -TERM "$(cat "$FAKE/step.pid")"',
 }
 
 

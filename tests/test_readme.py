@@ -1,4 +1,5 @@
-"""The README's commands, run as they are printed and in their order, in a folder with a small `bert-base-uncased`."""
+"""The commands of README and docs, run as they are printed and in their order, in a folder with a small
+`bert-base-uncased`; and the files and flags that they name."""
 
 import os
 import re
@@ -12,8 +13,10 @@ from processes import run_command, run_script
 from workspace import ROOT
 
 README = (ROOT / "README.md").read_text()
+TEXTS = {"README.md": README} | {f"docs/{file.name}": file.read_text() for file in sorted(ROOT.glob("docs/*.md"))}
+ALL = "\n".join(TEXTS.values())
 # A command, with the line before it if that sets its environment.
-COMMANDS = re.findall(r"^    ((?:export .*\n    )?(?:python|torchrun|bash|pip) .*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    ((?:export .*\n    )?(?:python|torchrun|bash|pip) .*)$", ALL, re.MULTILINE)
 INSTALLING = [command for command in COMMANDS if command.startswith(("bash scripts/", "pip install -r"))]
 RUNNABLE = [command for command in COMMANDS if command not in INSTALLING]
 SMALLER = {  # sizes that would take minutes
@@ -21,8 +24,14 @@ SMALLER = {  # sizes that would take minutes
     "--kills 20": "--kills 1 --n_epoch 2",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "--cases tiny --cases small": "--cases tiny",
-    "--memory_megabytes 200 2000 --set_up_sequences 50000000": "--memory_megabytes 1 --set_up_sequences 10000 "
-    "--open_sequences 3000",
+    "--memory_megabytes 200": "--memory_megabytes 1 --open_sequences 3000",
+    "--open_sequences 3000 2000 --set_up_sequences 50000000": "--open_sequences 3000 --set_up_sequences 10000",
+    # what the quickstart has left
+    "work/quickstart/student work/quickstart/random_start": "work/quickstart/random_start",
+    "work/quickstart/teacher": "bert-base-uncased",
+    "work/quickstart/half.vocabulary.pickle": "data/binarized_text.bert-base-uncased.pickle",
+    "work/quickstart/held_out.vocabulary.pickle": "held_out.pickle",
+    "work/quickstart/counts.pickle": "data/token_counts.bert-base-uncased.pickle",
 }
 if (os.cpu_count() or 1) < 4:
     SMALLER |= {"--nproc_per_node 4": "--nproc_per_node 2", "N_GPU_NODE=4 WORLD_SIZE=4": "N_GPU_NODE=2 WORLD_SIZE=2"}
@@ -37,6 +46,7 @@ def clone(workspace, tmp_path_factory):
     left_out = shutil.ignore_patterns(".*", "work", "data", "serialization_dir", "__pycache__", "bert-base-*")
     shutil.copytree(ROOT, folder, ignore=left_out)
     shutil.copytree(workspace / "bert-base-uncased", folder / "bert-base-uncased")
+    shutil.copy(workspace / "text.bert-base-uncased.pickle", folder / "held_out.pickle")
     return folder
 
 
@@ -44,7 +54,7 @@ def test_the_set_up_commands_are_printed_and_exist():
     assert [re.sub(" +#.*", "", command) for command in INSTALLING] == [
         "bash scripts/quickstart.sh",
         "bash scripts/test.sh",
-        "pip install -r requirements.txt",
+        "pip install -r requirements.txt -c constraints.txt",
     ]
 
 
@@ -71,18 +81,30 @@ def test_every_command_runs_as_printed(clone, workspace, command):
 
 
 def test_what_the_commands_have_left(clone):
-    for run in ("my_first_training", "my_second_training", "my_third_training", "my_first_distillation"):
+    for run in ("my_first_training", "my_second_training", "my_first_distillation"):
         assert (clone / "serialization_dir" / run / "model.safetensors").is_file()
     whole = (clone / "data" / "binarized_text.bert-base-uncased.pickle").read_bytes()
     assert (clone / "data" / "merged_text.pickle").read_bytes() == whole
 
 
-def test_every_file_that_the_readme_names_exists():
-    for name in re.findall(r"\b(?:scripts|training_configs|tests)/[\w./-]+\.\w+", README):
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_file_that_is_named_exists(text):
+    for name in re.findall(r"\b(?:scripts|training_configs|tests|docs|models)/[\w./-]+\.\w+", TEXTS[text]):
         assert (ROOT / name).exists(), name
+    for name in re.findall(r"\]\((?!http)([^)#]+)", TEXTS[text]):
+        assert (ROOT / text).parent.joinpath(name).exists(), name
 
 
-def test_every_flag_that_the_readme_names_is_known():
+def test_the_tree_has_a_line_for_each_file():
+    tree = re.search(r"## The repository\n(.*?)\n## ", README, re.DOTALL)[1]
+    rooms = [folder.name for folder in ROOT.iterdir() if (folder / "__init__.py").is_file()]
+    files = [*ROOT.glob("*.py"), *(file for room in [*rooms, "scripts"] for file in (ROOT / room).glob("*.*"))]
+    names = {file.name for file in files if file.suffix in (".py", ".sh", ".slurm")} - {"__init__.py"}
+    left_out = {name for name in names if name not in tree and not name.startswith("benchmark_")}
+    assert not left_out
+
+
+def test_every_flag_that_is_named_is_known():
     import train
 
     known = {option for action in train.make_parser()._actions for option in action.option_strings}
@@ -91,4 +113,4 @@ def test_every_flag_that_the_readme_names_is_known():
     for command in RUNNABLE:  # flags of the launchers: the test above has run them
         if "torchrun" in command or "torch.distributed" in command:
             known |= set(re.findall(r" (--[\w-]+)", command.partition("train.py")[0]))
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", README)) <= known | {"--no"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", ALL)) <= known | {"--no", "--help"}

@@ -1,8 +1,11 @@
 import argparse
 import os
 import stat
+import time
 
 import pytest
+from processes import run_script
+from workspace import ROOT
 
 import utils
 from utils import InputError, RunError, atomic_write, command_line
@@ -60,3 +63,28 @@ def test_seeds_that_differ_in_one_part_differ():
         utils.set_seed(*seed)
         drawn.add(torch.rand(()).item())
     assert len(drawn) == 4
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(utils, "HALF_A_MINUTE", 0.01)
+    with utils.progress_bar(desc="reading", total=4) as bar:
+        for _ in range(3):
+            time.sleep(0.02)
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["reading: 25 %", "reading: 50 %", "reading: 75 %"]
+    monkeypatch.setattr(utils, "HALF_A_MINUTE", 30)
+    with utils.progress_bar(desc="reading", total=4) as bar:
+        bar.update(4)
+    assert capsys.readouterr().err == ""
+
+
+def test_messages_go_to_a_file_and_warnings_stay(tmp_path, workspace):
+    counts = ["--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts_dump", tmp_path / "c.pickle"]
+    script = ROOT / "scripts" / "token_counts.py"
+    result = run_script(script, *counts, DISTIL_LOG=str(tmp_path / "log.txt"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert "entries occur" in (tmp_path / "log.txt").read_text()
+    result = run_script(script, *counts, DISTIL_LOG=str(tmp_path / "none" / "log.txt"))
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: No such file or directory")

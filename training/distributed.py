@@ -51,7 +51,8 @@ class World:
         if self.size == 1:
             return
         if error is None:
-            dist.destroy_process_group()
+            if self.device.type == "cuda":  # NCCL asks for it; over gloo, PyTorch 2.6 sometimes waits in it for ever
+                dist.destroy_process_group()
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's, as soon as the first process has ended
         status = None
