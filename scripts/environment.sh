@@ -46,11 +46,13 @@ install_torch() {
     local index=${TORCH_INDEX:-}
     if [ -z "$index" ] && [ "$(uname -s)" = Linux ] && ! nvidia-smi -L > /dev/null 2>&1; then
         if python -c "import urllib.request; urllib.request.urlopen('$CPU_INDEX/torch/', timeout=10)" 2> /dev/null; then
-            echo "No GPU here: PyTorch's build for CPUs. For the usual one: TORCH_INDEX=https://pypi.org/simple bash $0"
+            echo "No GPU here, so PyTorch's build for CPUs. For the usual one:"
+            echo "  TORCH_INDEX=https://pypi.org/simple bash $0"
             index=$CPU_INDEX
         else
-            echo "No GPU here, but PyTorch's builds for CPUs can't be reached ($CPU_INDEX). The PyTorch of PyPI brings"
-            echo "gigabytes of libraries for GPUs; to avoid them, stop (Ctrl-C) and name a mirror: TORCH_INDEX=... bash $0"
+            echo "No GPU here, but PyTorch's builds for CPUs can't be reached ($CPU_INDEX)."
+            echo "PyPI's build brings gigabytes of libraries for GPUs. To avoid them, stop (Ctrl-C) and name a mirror:"
+            echo "  TORCH_INDEX=... bash $0"
         fi
     fi
     pip install -qq ${index:+--index-url "$index"} -c constraints.txt torch

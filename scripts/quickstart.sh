@@ -61,7 +61,8 @@ echo
 cat $out/table.txt
 cat << END
 
-Done in $((SECONDS - begin)) seconds ($times).
+Done in $((SECONDS - begin)) seconds:
+  $times
 The losses, drawn:  $out/losses.png
 This report:        $out/results.md
 The model's card:   $out/student/README.md
