@@ -168,11 +168,13 @@ def pieces_of_dataset(name: str, config: str | None, split: str, text_column: st
 
 def files_of_documentation() -> list[Path]:
     """The standard library, and the packages installed here; not their tests, which are long and say little."""
-    packages = Path(importlib.util.find_spec("numpy").origin).parents[1]
-    library = Path(sysconfig.get_path("stdlib"))
-    files = [file for file in sorted(library.rglob("*.py")) if "site-packages" not in file.parts]
-    files += sorted(packages.rglob("*.py"))
-    return [file for file in files if not {"test", "tests"} & set(file.parts)]
+    files = []
+    for root, left_out in (
+        (Path(sysconfig.get_path("stdlib")), {"test", "tests", "site-packages"}),
+        (Path(importlib.util.find_spec("numpy").origin).parents[1], {"test", "tests"}),
+    ):
+        files += [file for file in sorted(root.rglob("*.py")) if not left_out & set(file.relative_to(root).parts)]
+    return files
 
 
 def pieces_of_documentation(files: list[Path], map_tasks: MapTasks) -> Iterator[Piece]:
