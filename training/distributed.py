@@ -51,8 +51,7 @@ class World:
         if self.size == 1:
             return
         if error is None:
-            if self.device.type == "cuda":  # NCCL asks for it; over gloo, PyTorch 2.6 sometimes waits in it for ever
-                dist.destroy_process_group()
+            dist.destroy_process_group()
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's, as soon as the first process has ended
         status = None
