@@ -221,12 +221,12 @@ class Distiller:
             logger.info("%s", line)
 
     def evaluate(self) -> dict[str, float] | None:
-        """Held-out losses of the student and its agreement with the teacher (see `held_out.evaluate`)."""
+        """Held-out losses of the student and its agreement with the teacher (see `held_out.evaluate_all`)."""
         models, data = (self.student, self.teacher), self.data.held_out
-        return held_out.evaluate(*models, data, self.world, self.dtype, lambda: self.stop.is_pressing)
+        return held_out.evaluate_all(*models, data, self.world, self.dtype, lambda: self.stop.is_pressing)
 
     def _evaluate_and_log(self) -> None:
-        if self.data.held_out is None:
+        if not self.data.held_out:
             return
         with self.meter.paused():
             metrics = self.evaluate()
@@ -239,8 +239,8 @@ class Distiller:
             self.best_loss = min(loss, self.best_loss)
         if self.world.is_master:
             self.folder.log_metrics("valid", self.n_done, self.meter.tokens, metrics)
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            logger.info("step %d/%d  held-out  %s", self.n_done, self.n_steps, shown)
+            for line in held_out.describe(metrics):
+                logger.info("step %d/%d  %s", self.n_done, self.n_steps, line)
 
     # ------------------------------------------------------------------------------------------------------------ state
 

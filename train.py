@@ -17,11 +17,13 @@ import dataclasses
 import os
 import time
 
+import numpy as np
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
 import utils
 from corpus.files import TokenCorpus, open_corpus
+from corpus.overlap import load_overlap
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer
 from distiller import Distiller
@@ -49,7 +51,7 @@ def needs_teacher(args: argparse.Namespace) -> bool:
 
 def inputs_of(args: argparse.Namespace) -> list[str]:
     """The files and folders that this run reads."""
-    names = (args.token_counts, args.teacher_name, args.tokenizer_name, args.student_config,
+    names = (args.token_counts, args.leave_out, args.teacher_name, args.tokenizer_name, args.student_config,
              args.student_pretrained_weights)  # fmt: skip
     texts = utils.expand_globs([*args.data_file, *(args.valid_data_file or ())])
     return [*texts, *(name for name in names if name)]
@@ -124,8 +126,11 @@ def build_data(
     """Indexes the text, and says how it is masked and what of it is held out."""
     chosen = held_out.held_out_sequences(len(text), 0 if args.valid_data_file else args.valid_share)
     special_ids = describe_tokenizer(tokenizer)["special_ids"]
-    train_set = LmSeqsDataset(text, special_ids, length, chosen, world.make_once)
+    left_out = load_overlap(args.leave_out, text) if args.leave_out else chosen[:0]
+    train_set = LmSeqsDataset(text, special_ids, length, np.union1d(chosen, left_out), world.make_once)
     train_set.log_summary(f"training text {text}")
+    if len(left_out):
+        logger.info("%s: %s sequences are left out", args.leave_out, f"{len(left_out):,}")
     sampler = GroupedBatchSampler(
         train_set.lengths,
         None if recipe.tokens_per_batch else recipe.batch_size,
@@ -135,13 +140,13 @@ def build_data(
         recipe.seed,
         world.make_once,
     )
-    batches = None
+    held_out_text = None
     if args.valid_data_file:
         valid_text = open_corpus(args.valid_data_file, tokenizer)
         valid_text.verify()
-        batches = held_out.held_out_batches(valid_text, tokenizer, length, causal, None)
+        held_out_text = held_out.held_out_batches(valid_text, tokenizer, length, causal, None)
     elif len(chosen):
-        batches = held_out.held_out_batches(text, tokenizer, length, causal, chosen)
+        held_out_text = held_out.held_out_batches(text, tokenizer, length, causal, chosen)
 
     masking = None
     if not causal:
@@ -151,7 +156,8 @@ def build_data(
             logger.info("no --token_counts: counting the tokens of %s", text)
             counts = world.make_once(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
         masking = Masking.of_recipe(tokenizer, counts, recipe)
-    return RunData(train_set, sampler, masking, held_out.padding_id(tokenizer), batches)
+    evaluated = held_out.with_training_masks(held_out_text, masking, tokenizer) if held_out_text else {}
+    return RunData(train_set, sampler, masking, held_out.padding_id(tokenizer), evaluated)
 
 
 def build_models(args: argparse.Namespace, config: PretrainedConfig, device: torch.device):
@@ -291,7 +297,8 @@ def describe_run(
     """What parameters.json holds: every flag, and what tells the contents of all that the run reads."""
     return vars(args) | {
         "data": text.identity,
-        "valid_data": data.held_out.dataset.corpus.identity if args.valid_data_file else None,
+        "left_out": fingerprint([torch.from_numpy(load_overlap(args.leave_out, text))]) if args.leave_out else None,
+        "valid_data": data.held_out[""].dataset.corpus.identity if args.valid_data_file else None,
         "masking": fingerprint([torch.from_numpy(data.masking.token_probs)]) if data.masking else None,
         "teacher": fingerprint(teacher.state_dict().values()) if teacher else None,
         "tokenizer": describe_tokenizer(tokenizer)["vocab_hash"],

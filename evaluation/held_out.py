@@ -1,8 +1,10 @@
 """How good a model is on text it has not seen, and how near it is to its teacher.
 
-Sequences and masks are the same for every run and every model on a file: they depend on neither the seed nor the recipe
-of a run. Tokens are masked evenly, as BERT's were, not with the training's emphasis on rare ones; so the figures of
-runs with other counts or another smoothing can be compared.
+Sequences and masks are the same for every run and every model on a file: they don't depend on the seed of a run. Tokens
+are masked evenly, as BERT's were and as a user of the model would mask them; so the figures of runs with other counts
+or another smoothing can be compared. Where the training masks otherwise (`--mlm_smoothing`, `--mlm_mask_prop`), the
+same text is evaluated under the training's masks too, under names that begin with TRAINING_MASKS: a run can get better
+at the rare words that it is asked for in training, and worse at all words.
 
 Dimensions: n_labels masked (or next) tokens of a batch; voc_size.
 """
@@ -22,6 +24,7 @@ from models.families import LanguageModel
 from training import losses
 from training.batches import Batch, Batches, Masking
 from training.distributed import World
+from training.metrics_files import TRAINING_MASKS
 
 SEED = (0, 1 << 31)  # of the masks; no epoch has this number
 TOKENS_PER_BATCH = 4096
@@ -36,21 +39,71 @@ def held_out_sequences(n_sequences: int, share: float) -> np.ndarray:
 
 
 def held_out_batches(
-    corpus: TokenCorpus, tokenizer, max_length: int, causal: bool, sequences: np.ndarray | None
+    corpus: TokenCorpus,
+    tokenizer,
+    max_length: int,
+    causal: bool,
+    sequences: np.ndarray | None,
+    masking: Masking | None = None,
 ) -> Batches:
-    """Batches of these sequences of a corpus (None: of all), with masks that never change."""
+    """Batches of these sequences of a corpus (None: of all), with masks that never change.
+
+    Args:
+        masking: None: evenly masked, or for a causal model not at all.
+    """
     selected = corpus if sequences is None else corpus.take(sequences)
     dataset = LmSeqsDataset(selected, describe_tokenizer(tokenizer)["special_ids"], max_length)
     dataset.log_summary("held-out text")
     budget = max(TOKENS_PER_BATCH, int(dataset.lengths.max()) + 8)
     sampler = GroupedBatchSampler(dataset.lengths, tokens_per_batch=budget, shuffle=False)
-    masking = None if causal else Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
+    masking = masking or (None if causal else even_masking(tokenizer))
     return Batches(dataset, sampler, SEED, masking, padding_id(tokenizer))
+
+
+def even_masking(tokenizer) -> Masking:
+    """15 % of the tokens, each as likely as any other."""
+    return Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
+
+
+def with_training_masks(even: Batches, training: Masking | None, tokenizer) -> dict[str, Batches]:
+    """The batches to evaluate on, by what the names of their figures begin with: `even`, and where the training masks
+    otherwise, the same text under the training's masks."""
+    if training is None or training.is_like(even_masking(tokenizer)):
+        return {"": even}
+    dataset, sampler = even.dataset, even.sampler
+    return {"": even, TRAINING_MASKS: Batches(dataset, sampler, SEED, training, padding_id(tokenizer))}
 
 
 def padding_id(tokenizer) -> int:
     """GPT-2 has no padding token; what stands in a padded place is never looked at."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def evaluate_all(
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    held_out: dict[str, Batches],
+    world: World,
+    dtype: torch.dtype,
+    is_pressing: Callable[[], bool],
+) -> dict[str, float] | None:
+    """What `evaluate` returns for each of the batches, under names that begin with their keys."""
+    metrics = {}
+    for beginning, batches in held_out.items():
+        part = evaluate(student, teacher, batches, world, dtype, is_pressing)
+        if part is None:
+            return None
+        metrics |= {beginning + name: value for name, value in part.items()}
+    return metrics
+
+
+def describe(metrics: dict[str, float]) -> list[str]:
+    """A line for each way of masking, for the log."""
+    lines = {"held-out": "", "held-out, masked as in training": ""}
+    for name, value in metrics.items():
+        how = list(lines)[name.startswith(TRAINING_MASKS)]
+        lines[how] += f"  {name.removeprefix(TRAINING_MASKS)} {value:.4g}"
+    return [how + values for how, values in lines.items() if values]
 
 
 @torch.no_grad()

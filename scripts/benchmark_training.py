@@ -131,7 +131,7 @@ class Ours:
     """The very Distiller of train.py."""
 
     def __init__(self, student, teacher, recipe: Recipe, world: World, dtype: torch.dtype) -> None:
-        data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, PAD, None)
+        data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, PAD, {})
         student, teacher = LanguageModel(student), LanguageModel(teacher)
         self.distiller = Distiller(recipe, student, teacher, data, world, dtype, None)
 

@@ -7,7 +7,13 @@ Whatever is given, it verifies checksums, and looks at lengths, duplicates, unkn
 train.py would split and drop. With the tokenizer it shows some of the text, plain and masked; with the teacher, it also
 measures the teacher's loss on a sample, which exposes a wrong tokenizer, and says what a run needs of memory and disk.
 
-The exit status is 0 if the corpus is fit to train on, 1 if a problem was statistics, 2 if it can't be read.
+With --against it looks for sequences that share long runs of words with evaluation sets, such as the dev sets of GLUE
+and SQuAD, and lists them for train.py --leave_out:
+
+    python scripts/corpus_doctor.py --data_file data/binarized_text.bert-base-uncased.pickle \\
+        --tokenizer_name bert-base-uncased --against glue/*/dev.tsv squad/dev-v1.1.json --overlap_file data/overlap.json
+
+The exit status is 0 if the corpus is fit to train on, 1 if a problem was found, 2 if it can't be read.
 """
 
 import argparse
@@ -23,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.files import TokenCorpus, open_corpus
+from corpus.overlap import NGRAM, find_overlaps, write_overlap
 from corpus.statistics import CorpusStatistics, survey
 from corpus.token_counts import load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer
@@ -49,6 +56,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=integer(MIN_LENGTH, 1 << 20),
         help="longest sequence, in tokens (default: the teacher's, else 512)",
     )
+    parser.add_argument(
+        "--against", type=path, nargs="+", help="evaluation sets (TSV, JSON, JSON lines, text): files or globs"
+    )
+    parser.add_argument(
+        "--ngram", type=integer(2, 1000), default=NGRAM, help="length of the runs of words, in words (%(default)s)"
+    )
+    parser.add_argument("--overlap_file", type=path, help="JSON file to list the sequences in that hold one")
     parser.add_argument("--n_examples", type=integer(0), default=3, help="sequences to show (%(default)s)")
     parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="of the choice of examples (%(default)s)")
     parser.add_argument("--plot", type=path, help="PNG, PDF or SVG to draw lengths and frequencies to")
@@ -208,6 +222,23 @@ def report_examples(
     print(f"[{chosen[0]}], masked as in training: {' '.join(shown)}")
 
 
+def report_overlap(report: Report, corpus: TokenCorpus, tokenizer, args) -> None:
+    overlap = find_overlaps(corpus, tokenizer, utils.expand_globs(args.against), args.ngram)
+    n = len(overlap.sequences)
+    report.section(f"Runs of {args.ngram} words that also stand in evaluation sets")
+    for file in overlap.files:
+        found = f"{file['found']:,} of {file['texts']:,} texts of {args.ngram} words or more"
+        report.line(file["name"], found, f"in {file['sequences']:,} sequences")
+    report.line("sequences in all", n, percent(n, len(corpus)))
+    for number, words in overlap.examples:
+        print(f"[{number}] ... {words} ...")
+    if args.overlap_file:
+        write_overlap(args.overlap_file, overlap, corpus, args.ngram)
+    if n:
+        way_out = f"train.py --leave_out {args.overlap_file}" if args.overlap_file else "--overlap_file lists them"
+        report.notes.append(f"{n:,} sequences share runs of {args.ngram} words with evaluation sets: {way_out}")
+
+
 # ---------------------------------------------------------------------------------------------------- teacher and needs
 
 
@@ -302,8 +333,14 @@ def main(args: argparse.Namespace) -> int:
         utils.check_picture(args.plot, "--plot")
     if args.token_counts:
         utils.check_input_file(args.token_counts, "--token_counts")
-    report = Report()
     name = args.tokenizer_name or args.teacher_name
+    if args.overlap_file:
+        utils.check_output_file(args.overlap_file, "--overlap_file")
+        if not args.against:
+            raise utils.InputError("--overlap_file lists what --against finds: give both.")
+    if args.against and not name:
+        raise utils.InputError("--against reads the text again, as words: give --tokenizer_name.")
+    report = Report()
     tokenizer = load_tokenizer(name) if name else None
     corpus = open_corpus(args.data_file, tokenizer)
     corpus.verify()
@@ -325,6 +362,8 @@ def main(args: argparse.Namespace) -> int:
         check_counts(report, args.token_counts, statistics, description["vocab_size"])
     if args.plot:
         plot(args.plot, statistics, max_length)
+    if args.against:
+        report_overlap(report, corpus, tokenizer, args)
     if not report.problems:
         training = LmSeqsDataset(corpus, description["special_ids"], max_length)
         report_training(report, training, len(corpus), max_length)

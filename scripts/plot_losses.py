@@ -24,6 +24,9 @@ PANELS = (
     ("valid", "clm_loss", "held-out: CLM loss (nats)"),
     ("valid", "kl", "held-out: KL to the teacher (nats)"),
     ("valid", "agreement", "held-out: top-1 as the teacher"),
+    ("valid", "training_masks_mlm_loss", "held-out, masked as in training: MLM loss (nats)"),
+    ("valid", "training_masks_kl", "held-out, masked as in training: KL (nats)"),
+    ("valid", "training_masks_agreement", "held-out, masked as in training: top-1 as the teacher"),
 )
 
 

@@ -14,9 +14,9 @@ ORDER = (
     "distiller",
     "evaluation: held_out",
     "training: flags dry_run resume meter optimization batches vocabulary_loss losses recipe run_folder checkpoint "
-    "metrics_files model_card distributed memory stop_signal",
+    "model_card metrics_files distributed memory stop_signal",
     "lm_seqs_dataset",
-    "corpus: statistics token_counts files token_writer tokenization documents parallel text_reader",
+    "corpus: overlap statistics token_counts files token_writer tokenization documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
     "models: student flops loading families",

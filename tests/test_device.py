@@ -74,7 +74,7 @@ def test_a_step_leaves_the_device_alone(meta, family, losses):
         masking = Masking(np.ones(99), np.arange(99), 4)
         batch = prepare_batch_mlm(sequences, 0, masking, generator, recipe.head_on_all_tokens)
     micro_batches = cut_micro_batches([batch], 40, 0)
-    data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, 0, None)
+    data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, 0, {})
     distiller = Distiller(recipe, student, teacher, data, World(meta), torch.float32, None)
     for _ in range(2):
         assert distiller.step(micro_batches, StepCounts.of(micro_batches))
@@ -88,7 +88,7 @@ def test_a_wait_in_a_step_would_be_found(meta, monkeypatch):
     with meta:
         teacher = LanguageModel(auto_class(config).from_config(config).eval())
         student = LanguageModel(auto_class(config).from_config(config))
-    data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, 0, None)
+    data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, 0, {})
     distiller = Distiller(Recipe(), student, teacher, data, World(meta), torch.float32, None)
     masking = Masking(np.ones(99), np.arange(99), 4)
     batch = prepare_batch_mlm([np.arange(5, 30)], 0, masking, np.random.default_rng(0), True)

@@ -71,7 +71,7 @@ def distill_once(student, teacher, micro_batches, recipe: Recipe) -> tuple[float
     """The loss that a Distiller logs for one step, and the gradients that it hands to the optimizer."""
     sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
     world = World(torch.device("cpu"))
-    data = RunData(SimpleNamespace(), sampler, None, 0, None)
+    data = RunData(SimpleNamespace(), sampler, None, 0, {})
     distiller = Distiller(recipe, LanguageModel(student), LanguageModel(teacher), data, world, torch.float32, None)
     gradients = {}
 
@@ -189,7 +189,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(tokenizer, teacher):
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
     micro_batches = [prepare_batch_mlm([np.arange(5, 30)] * 3, 0, masking, np.random.default_rng(0), True)]
     sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
-    data = RunData(SimpleNamespace(), sampler, None, 0, None)
+    data = RunData(SimpleNamespace(), sampler, None, 0, {})
     models = LanguageModel(student), LanguageModel(teacher)
     distiller = Distiller(Recipe(warmup_prop=0.0), *models, data, World(torch.device("cpu")), torch.float32, None)
     finite = distiller.micro_batch_loss

@@ -1,11 +1,36 @@
 """What is held out."""
 
 import numpy as np
+from workspace import load_tokenizer
 
+from corpus.files import open_corpus
+from evaluation import held_out
 from evaluation.held_out import held_out_sequences
+from training.batches import Masking
+from training.metrics_files import TRAINING_MASKS
 
 
 def test_held_out_sequences_are_few_distinct_and_sorted():
     chosen = held_out_sequences(50_000_000, 0.01)
     assert len(np.unique(chosen)) == len(chosen) == 500
     assert np.array_equal(chosen, np.sort(chosen))
+
+
+def test_another_masking_in_training_is_evaluated_beside_the_even_one(workspace):
+    tokenizer = load_tokenizer(workspace / "bert-base-uncased")
+    corpus = open_corpus([str(workspace / "text.bert-base-uncased.pickle")], tokenizer)
+    even = held_out.held_out_batches(corpus, tokenizer, 64, False, np.arange(40))
+    counts = np.full(len(tokenizer), 5)
+    assert set(held_out.with_training_masks(even, None, tokenizer)) == {""}
+    assert set(held_out.with_training_masks(even, Masking.of_tokenizer(tokenizer, counts), tokenizer)) == {""}
+    cat = tokenizer("cat", add_special_tokens=False)["input_ids"][0]
+    counts[cat] = 1
+    rare = held_out.with_training_masks(even, Masking.of_tokenizer(tokenizer, counts, 3.0), tokenizer)[TRAINING_MASKS]
+    share = lambda batches: np.mean(np.concatenate([batches[j].labels for j in range(len(batches))]) == cat)
+    assert share(rare) > 2 * share(even) > 0
+
+
+def test_figures_under_both_maskings_are_told_apart_in_the_log():
+    lines = held_out.describe({"mlm_loss": 3.0, "kl": 1.0, "training_masks_mlm_loss": 4.0})
+    assert lines == ["held-out  mlm_loss 3  kl 1", "held-out, masked as in training  mlm_loss 4"]
+    assert held_out.describe({"clm_loss": 3.0}) == ["held-out  clm_loss 3"]

@@ -94,7 +94,7 @@ def test_an_evaluation_that_takes_too_long_is_made_up_for_later(tmp_path, worksp
     train_script = importlib.import_module("train")
     whole = [str(flag) for flag in [*flags, "--dump_path", tmp_path / "whole"]]
     assert train_script.main(whole) == 0
-    evaluate = held_out.evaluate
+    evaluate = held_out.evaluate_all
     hurries = []
 
     def hurry(*arguments):
@@ -105,7 +105,7 @@ def test_an_evaluation_that_takes_too_long_is_made_up_for_later(tmp_path, worksp
         return evaluate(*arguments)
 
     monkeypatch.setattr(stop_signal, "STEP_SECONDS", -1)
-    monkeypatch.setattr(held_out, "evaluate", hurry)
+    monkeypatch.setattr(held_out, "evaluate_all", hurry)
     again = [str(flag) for flag in [*flags, "--resume"]]
     assert [train_script.main(again) for _ in range(4)] == [75, 75, 75, 0]
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")

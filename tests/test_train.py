@@ -92,6 +92,7 @@ def test_every_metric_is_noted(finished):
              "tflops", "mfu", "peak_memory_gib"}  # fmt: skip
     assert set(train_rows[0]) == names
     names = {"mlm_loss", "perplexity", "accuracy", "kl", "agreement", "teacher_loss", "teacher_accuracy"}
+    names |= {f"training_masks_{name}" for name in names}  # --mlm_smoothing is 0.7
     assert set(valid_rows[0]) == names | {"kind", "step", "tokens"}
     assert valid_rows[0]["step"] == 0
     assert valid_rows[-1]["step"] == train_rows[-1]["step"]

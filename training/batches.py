@@ -66,6 +66,13 @@ class Masking:
             word_rand=recipe.word_rand,
         )
 
+    def is_like(self, other: "Masking") -> bool:
+        """Whether both draw from the same distribution."""
+        shares = ("proportion", "word_mask", "word_keep", "word_rand")
+        return np.array_equal(self.token_probs, other.token_probs) and all(
+            getattr(self, name) == getattr(other, name) for name in shares
+        )
+
 
 @dataclass
 class Batch:
@@ -338,13 +345,14 @@ class StepCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class RunData:
-    """The text of a run: what to train on, how it is masked (None: a causal model), what to evaluate on."""
+    """The text of a run: what to train on, how it is masked (None: a causal model), what to evaluate on (see
+    `evaluation.held_out`; empty: nothing)."""
 
     train_set: LmSeqsDataset
     train_sampler: GroupedBatchSampler
     masking: Masking | None
     pad_id: int
-    held_out: Batches | None
+    held_out: dict[str, Batches]
 
     def steps(self, recipe: Recipe, world: World, epoch: int, first_step: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step of an epoch, from `first_step` on.

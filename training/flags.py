@@ -56,6 +56,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--token_counts", type=path, help="counts of that text (scripts/token_counts.py); default: the run counts"
     )
     group.add_argument(
+        "--leave_out",
+        type=path,
+        help="list of sequences that evaluation sets share, which are not trained on (scripts/corpus_doctor.py "
+        "--overlap_file)",
+    )
+    group.add_argument(
         "--valid_data_file",
         type=path,
         nargs="+",

@@ -11,6 +11,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tensorboardX.record_writer import register_writer_factory
 
+TRAINING_MASKS = "training_masks_"  # begins the names of held-out figures where words are masked as in training
 METRICS = "metrics.jsonl"
 SCHEME = "patient"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from training.metrics_files import TRAINING_MASKS
 from utils import markdown_table
 
 # Held-out metrics that the hub shows: name in metrics.jsonl -> what it is called there.
@@ -114,4 +115,7 @@ def _held_out(evaluations: list[dict]) -> str:
     names = [name for name in last if name not in ("kind", "step", "tokens")]
     rows = [[name.replace("_", " "), f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in names]
     table = markdown_table(["", f"step {first['step']}", f"step {last['step']}"], rows)
-    return f"On held-out text with masks that never change:\n\n{table}"
+    how = ""
+    if any(name.startswith(TRAINING_MASKS) for name in names):
+        how = ', chosen evenly, and for "training masks" as in training'
+    return f"On held-out text with masks that never change{how}:\n\n{table}"

@@ -16,10 +16,11 @@ HARMLESS = {
     "command", "force", "resume", "dump_path", "log_interval", "checkpoint_interval", "keep_checkpoints", "num_workers",
     "on_full_disk", "max_bad_steps",
     "local_rank", "n_gpu", "fp16_opt_level", "peak_tflops", "dry_run", "data_file", "valid_data_file", "token_counts",
-    "teacher_name", "tokenizer_name",
+    "teacher_name", "tokenizer_name", "leave_out",
 }  # fmt: skip
 CONTENTS = {  # as they stand in parameters.json -> what is said of them
     "data": "the text of --data_file",
+    "left_out": "the list of --leave_out",
     "valid_data": "the text of --valid_data_file",
     "masking": "the counts of --token_counts",
     "teacher": "the weights of --teacher_name",
@@ -31,7 +32,7 @@ CONTENTS = {  # as they stand in parameters.json -> what is said of them
 def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
     """A checksum of their values."""
     crc = 0
-    for tensor in tensors:
+    for tensor in filter(torch.Tensor.numel, tensors):  # an empty one has no bytes to view
         crc = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
     return crc
 
