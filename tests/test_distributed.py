@@ -102,7 +102,7 @@ def test_a_failure_of_one_process_ends_all(tmp_path, flags, environment, rank, f
     assert time.monotonic() - start < 30
     assert [result.returncode for result in results] == [status, status]
     assert len(errors_of(results)) == 1, results
-    assert results[rank].stderr.splitlines()[-1] == message
+    assert results[rank].stderr.splitlines()[-1] == message, results
     assert "Traceback" not in results[1 - rank].stderr
     assert ("Traceback" in results[rank].stderr) == ("bug" in failure)
     assert_nothing_left(tmp_path)

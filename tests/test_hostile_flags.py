@@ -15,6 +15,7 @@ import traceback
 
 import pytest
 import torch
+from glue_files import write_task
 from workspace import ROOT, train
 
 import distiller
@@ -27,7 +28,8 @@ NUMBERS = ["0", "-1", "1", "2.5", "99999999999999999999", "1e308", "-1e308", "1e
 ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/self/mem", "-", "--", "*", "[", "a\0b",
              "x" * 300, "x/" * 3000, "no/such/file", "org/model:x", "ünïcode 名", "\udc80", "{folder}", "{empty}",
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip
-MEASURING = {  # what benchmarks do once their flags are known to be right
+MEASURING = {  # what scripts do for long once their flags are known to be right
+    "run_glue": ["fine_tune_and_score"],
     "benchmark_training": ["run_case"],
     "benchmark_checkpoint": ["measure"],
     "benchmark_corpus": ["benchmark_tokenizing", "benchmark_dump", "benchmark_memory",
@@ -83,6 +85,8 @@ def right_flags(workspace, tmp_path_factory):
     short = folder / "short.txt"
     short.write_text("".join(text.read_text().splitlines(keepends=True)[:40]))
     name = workspace / "bert-base-uncased"
+    for task in ("CoLA", "STS-B"):
+        write_task(folder / "glue", task)
     flags = {
         "train": ["--dump_path", run, "--force", "--data_file", data, "--token_counts", workspace / "counts.pickle",
                   "--teacher_name", name, "--n_gpu", 0, "--gradient_accumulation_steps", 1, "--n_epoch", 1],
@@ -92,6 +96,8 @@ def right_flags(workspace, tmp_path_factory):
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
+        "run_glue": ["--models", name, run, "--data_dir", folder / "glue", "--tasks", "CoLA", "--seeds", 1,
+                     "--n_gpu", 0, "--output", out / "glue.jsonl", "--max_train_examples", 4, "--n_epoch", 1],
         "fill_mask": ["--models", name, "--text", "the [MASK]", "--top", 2],
         "corpus_doctor": ["--data_file", data, "--tokenizer_name", name, "--n_examples", 1],
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
@@ -150,7 +156,7 @@ def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
     monkeypatch.setattr(distiller.Distiller, "train", one_step)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # would take most of the time
     for name in MEASURING.get(script, ()):
-        monkeypatch.setattr(module, name, lambda *_: None)
+        monkeypatch.setattr(module, name, lambda *_: {"score": 0.0})
     monkeypatch.chdir(tmp_path)  # for what is named without a folder
     saved = tmp_path / "saved"
     shutil.copytree(finished, saved)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from glue_files import write_task
 from processes import run_command, run_script
 from workspace import ROOT
 
@@ -22,6 +23,7 @@ INSTALLING = [command for command in COMMANDS if command.startswith(("bash scrip
 RUNNABLE = [command for command in COMMANDS if command not in INSTALLING]
 SMALLER = {  # sizes that would take minutes
     "--max_megabytes 6": "--max_megabytes 0.3",
+    "--tasks CoLA STS-B RTE": "--tasks CoLA --seeds 1",
     "--kills 20": "--kills 1 --n_epoch 2",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "--cases tiny --cases small": "--cases tiny",
@@ -54,8 +56,8 @@ def clone(workspace, tmp_path_factory):
 
 def make_evaluation_sets(folder):
     """Small files in the formats of GLUE and SQuAD."""
-    (folder / "glue" / "CoLA").mkdir(parents=True)
-    (folder / "glue" / "CoLA" / "dev.tsv").write_text("gj04\t1\t\tThe sailors rode the breeze clear of the rocks.\n")
+    for task in ("CoLA", "STS-B", "RTE"):
+        write_task(folder / "glue", task)
     (folder / "squad").mkdir()
     context = "The original text of a module stands in its file, and nowhere else on the machine."
     squad = {"data": [{"title": "x", "paragraphs": [{"context": context, "qas": []}]}]}
@@ -83,9 +85,7 @@ def test_every_command_runs_as_printed(clone, workspace, command):
     for printed, smaller in SMALLER.items():
         command = command.replace(printed, smaller)
     result = run_in_place(command, clone)
-    if (
-        "corpus_doctor.py" in command and "--teacher_name" in command
-    ):  # this teacher has learnt nothing, and that is to be found out
+    if "corpus_doctor.py" in command and "--teacher_name" in command:  # it has learnt nothing; that is to be found
         assert result.returncode == 1, result.stderr
         assert result.stdout.count("problem: ") == result.stdout.count("worse than a guess by frequency") == 1
         return

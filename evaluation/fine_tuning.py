@@ -1,0 +1,139 @@
+"""Fine-tuning a pre-trained model on a task, by the Trainer of `transformers`: settings, encoding, prediction."""
+
+import inspect
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from grouped_batch_sampler import GROUP_WIDTH
+from utils import InputError, progress_bar, reason_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is fine-tuned. The defaults are among those that BERT's authors searched (Devlin et al., 2019, A.3),
+    at the rate that small models need."""
+
+    n_epoch: int = 3
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    warmup_prop: float = 0.1
+    weight_decay: float = 0.01
+
+
+def load_for(auto_class: type, name: str, **options) -> PreTrainedModel:
+    """A model with the head of a task, which starts from random weights unless the folder has one.
+
+    Args:
+        auto_class: such as AutoModelForSequenceClassification.
+
+    Raises: InputError if it can't be loaded, or weights of its body are missing.
+    """
+    try:
+        model, report = auto_class.from_pretrained(
+            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise InputError(f"{name}: no model could be loaded from it ({reason_of(error)}).") from None
+    body = f"{model.base_model_prefix}."
+    if missing := sorted(key for key in report["missing_keys"] if key.startswith(body) and "pooler" not in key):
+        raise InputError(f"{name}: weights are missing ({', '.join(missing[:3])}); the folder is not complete.")
+    return model
+
+
+def encode(tokenizer, model: PreTrainedModel, texts: list[tuple[str, ...]], max_length: int) -> list[dict]:
+    """One or two texts each -> what the model's `forward` takes; a DistilBERT takes no token types."""
+    taken = inspect.signature(model.forward).parameters
+    columns = list(zip(*texts, strict=True))
+    encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length)
+    names = [name for name in encoded if name in taken]
+    return [{name: encoded[name][i] for name in names} for i in range(len(texts))]
+
+
+class FineTuner:
+    """Trains and asks one model.
+
+    Args:
+        model: with the head of the task.
+        tokenizer: to pad with.
+        settings: how.
+        seed: of order and dropout. The head's random weights were drawn before.
+        dtype: what to train in.
+        use_cpu: even if there is a GPU.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer, settings: Settings, seed: int, dtype: torch.dtype, use_cpu: bool
+    ) -> None:
+        self.model, self.tokenizer, self.settings, self.dtype = model, tokenizer, settings, dtype
+        self.options = {
+            "seed": seed,
+            "use_cpu": use_cpu,
+            "per_device_train_batch_size": settings.batch_size,
+            "per_device_eval_batch_size": 2 * settings.batch_size,
+            "num_train_epochs": settings.n_epoch,
+            "learning_rate": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+        }
+
+    def train(self, features: list[dict], title: str, trainer_class: type[Trainer] = Trainer, **more) -> None:
+        """Features as `encode` makes them, each with its `labels`.
+
+        Args:
+            title: what the progress bar says.
+            trainer_class: with another loss, for example; `more` is what it needs besides.
+        """
+        steps = self.settings.n_epoch * -(-len(features) // self.settings.batch_size)
+        warmup_steps = int(self.settings.warmup_prop * steps)
+        with tempfile.TemporaryDirectory() as folder, progress_bar(total=steps, desc=title) as bar:
+            precision = {"bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16}
+            of_training = {"warmup_steps": warmup_steps, **precision, **_grouped_by_length()}
+            trainer = self._trainer(folder, trainer_class, features, of_training, **more)
+            trainer.add_callback(_Progress(bar))
+            trainer.train()
+
+    def predict(self, features: list[dict]) -> np.ndarray | tuple[np.ndarray, ...]:
+        """The outputs of the model's head for each of the features, computed in float32."""
+        order = np.argsort([-len(feature["input_ids"]) for feature in features], kind="stable")
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = self._trainer(folder, Trainer, None, {}).predict([features[i] for i in order]).predictions
+        back = np.argsort(order)
+        return tuple(part[back] for part in outputs) if isinstance(outputs, tuple) else outputs[back]
+
+    def _trainer(self, folder: str, trainer_class: type[Trainer], features, of_training: dict, **more) -> Trainer:
+        trainer = trainer_class(
+            model=self.model,
+            args=TrainingArguments(folder, **self.options, **of_training),
+            train_dataset=features,
+            data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=GROUP_WIDTH),
+            **more,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, bar) -> None:
+        self.bar = bar
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.bar.update(1)
+
+
+def _grouped_by_length() -> dict:
+    """What makes the Trainer put texts of similar length together; older versions call it by another name.
+
+    In prediction it would change the order of the outputs.
+    """
+    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__:
+        return {"train_sampling_strategy": "group_by_length"}
+    return {"group_by_length": True}

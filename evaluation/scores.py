@@ -1,0 +1,106 @@
+"""The file of scores that scripts/run_glue.py appends to, and the table made of it.
+
+A line of the file is a JSON object: `model`, `task`, `seed`, `weights` (tells a model from another of its name), how it
+was fine-tuned, `metrics` in percent with their mean as `score`, `seconds`, and `versions` of the packages.
+"""
+
+import importlib.metadata
+import json
+import statistics
+from pathlib import Path
+
+from evaluation.glue import APART, TASKS
+from utils import InputError, markdown_table
+
+RESULT = ("metrics", "seconds", "versions")
+
+
+def read(path: str) -> list[dict]:
+    """The rows of the file, if it is there; a last line that a kill cut short is left out.
+
+    Raises: InputError if it is no such file.
+    """
+    if not Path(path).exists():
+        return []
+    try:
+        lines = Path(path).read_text().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all({"model", "task", "seed", "weights", "metrics"} <= row.keys() for row in rows):
+            raise ValueError
+    except (ValueError, AttributeError):
+        raise InputError(f"{path} is not a file of scripts/run_glue.py's scores; name another one.") from None
+    return rows
+
+
+def append(path: str, row: dict) -> None:
+    """Adds a row as a line of its own, on the disk when this returns."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    kept = Path(path).read_bytes() if Path(path).exists() else b""
+    with open(path, "r+b" if kept else "wb") as file:
+        file.truncate(kept.rfind(b"\n") + 1)  # what a kill left of a line
+        file.seek(0, 2)
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a score depends on."""
+    return {package: importlib.metadata.version(package) for package in ("torch", "transformers")}
+
+
+def find(rows: list[dict], wanted: dict) -> dict | None:
+    """The row of this model, task and seed under the same conditions."""
+    for row in reversed(rows):
+        if {key: value for key, value in row.items() if key not in RESULT} == wanted:
+            return row
+    return None
+
+
+def by_task(rows: list[dict], model: str) -> dict[str, list[float]]:
+    """Task -> the scores of a model's seeds, those of its newest weights under the newest conditions."""
+    mine = [row for row in rows if row["model"] == model]
+    scores: dict[str, dict] = {}
+    for row in mine:
+        of = {key: value for key, value in row.items() if key not in (*RESULT, "seed")}
+        if scores.get(row["task"], {}).get("of") != of:
+            scores[row["task"]] = {"of": of, "seeds": {}}
+        scores[row["task"]]["seeds"][row["seed"]] = row["metrics"]["score"]
+    return {task: list(entry["seeds"].values()) for task, entry in scores.items()}
+
+
+def table(rows: list[dict], models: list[str]) -> str:
+    """Markdown: a row a task, a column a model, the first of which the others are held against.
+
+    Macro scores are over the tasks that all models have scores of.
+    """
+    scores = {model: by_task(rows, model) for model in models}
+    shared = [task for task in TASKS if all(task in of for of in scores.values())]
+    others = [task for task in (*TASKS, *sorted({row["task"] for row in rows} - TASKS.keys())) if task not in shared]
+    cells = [[task, *(_cell(scores[model].get(task)) for model in models)] for task in shared]
+    for title, tasks in _averages(shared):
+        means = [statistics.mean(statistics.median(scores[model][task]) for task in tasks) for model in models]
+        cells.append([title, *(f"{mean:.1f} ({100 * mean / means[0]:.1f} %)" for mean in means)])
+    cells += [
+        [task, *(_cell(scores[model].get(task)) for model in models)]
+        for task in others
+        if any(task in of for of in scores.values())
+    ]
+    n_seeds = max((len(values) for of in scores.values() for values in of.values()), default=0)
+    explained = f"Median of up to {n_seeds} seeds, with the lowest and highest; in brackets, % of {models[0]}'s."
+    return f"{markdown_table(['task', *models], cells)}\n\n{explained}"
+
+
+def _averages(shared: list[str]) -> list[tuple[str, list[str]]]:
+    """What is averaged, and under which title."""
+    apart = [task for task in shared if task in APART]
+    rest = [task for task in shared if task not in APART]
+    averages = [(f"macro over {len(shared)}", shared)] if len(shared) > 1 else []
+    if apart and rest:
+        averages += [(f"macro without {' and '.join(apart)}", rest)]
+    return averages
+
+
+def _cell(values: list[float] | None) -> str:
+    if not values:
+        return "-"
+    middle = f"{statistics.median(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} [{min(values):.1f}, {max(values):.1f}]"

@@ -1,0 +1,172 @@
+"""Fine-tunes models on GLUE tasks and compares their scores: what a student keeps of its teacher.
+
+From local files in GLUE's own layout (glue/CoLA/train.tsv, ...; IMDb as glue/IMDb/train/pos/*.txt):
+
+    python scripts/run_glue.py --models bert-base-uncased serialization_dir/my_first_training --data_dir glue \\
+        --tasks CoLA STS-B RTE --seeds 1 2 3 --output serialization_dir/glue.jsonl
+
+or, without --data_dir, from the hub (`pip install datasets`). The first model is the one that the others are held
+against. Every score is appended to --output as soon as it is known; the same command continues after an interruption,
+and adds what more models, tasks or seeds ask for. --tasks none computes nothing and prints the table of what is there.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils
+from corpus.tokenization import load_tokenizer
+from evaluation import scores
+from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
+from evaluation.glue import TASKS, Example, Task, read_task, score
+from evaluation.sentence_similarity import similarity_scores
+from training.distributed import add_precision_flags, choose_dtype, init_world
+from training.resume import fingerprint
+from utils import InputError, integer, logger, path, real
+
+HIDDEN_STATES = "STS-B, hidden states"  # the task of --hidden_states
+NONE = "none"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
+    parser.add_argument("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
+    parser.add_argument("--tokenizer_name", type=path, help="of all models (default: each model's own)")
+    parser.add_argument("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=[*TASKS, NONE], default=list(TASKS), help="default: all nine, and IMDb"
+    )
+    parser.add_argument(
+        "--hidden_states",
+        action="store_true",
+        help="also STS-B without fine-tuning: how well the cosine of mean last hidden states ranks the pairs",
+    )
+    group = parser.add_argument_group("fine-tuning")
+    group.add_argument(
+        "--seeds",
+        type=integer(0, 2**31 - 1),
+        nargs="+",
+        default=[1, 2, 3],
+        help="of the head's first weights, order and dropout; the median counts (1 2 3)",
+    )
+    group.add_argument("--n_epoch", type=integer(1, 1000), default=Settings.n_epoch, help="(%(default)s)")
+    group.add_argument(
+        "--learning_rate", type=real(0, 1, low_allowed=False), default=Settings.learning_rate, help="peak (%(default)s)"
+    )
+    group.add_argument("--batch_size", type=integer(1, 1 << 20), default=Settings.batch_size, help="(%(default)s)")
+    group.add_argument("--warmup_prop", type=real(0, 1), default=Settings.warmup_prop, help="(%(default)s)")
+    group.add_argument("--weight_decay", type=real(0, 1), default=Settings.weight_decay, help="(%(default)s)")
+    group.add_argument(
+        "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
+    )
+    group.add_argument(
+        "--max_train_examples", type=integer(1, 1 << 40), help="train on the first ones only, of a large task"
+    )
+    add_precision_flags(parser)
+    parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
+    parser.add_argument(
+        "--output", type=path, default="serialization_dir/glue.jsonl", help="a score a line (%(default)s)"
+    )
+    parser.add_argument("--save_models", type=path, help="folder to keep the fine-tuned models in")
+    return parser
+
+
+def fine_tune_and_score(
+    name: str, tokenizer, task: Task, train: list[Example], dev: list[list[Example]], seed: int, args, device, dtype
+) -> dict[str, float]:
+    from transformers import AutoModelForSequenceClassification
+
+    utils.set_seed(seed)  # the head is drawn from this
+    model = load_for(AutoModelForSequenceClassification, name, num_labels=len(task.labels) or 1)
+    settings = Settings(args.n_epoch, args.learning_rate, args.batch_size, args.warmup_prop, args.weight_decay)
+    length = args.max_length or task.max_length
+    make_label = float if task.is_regression else int
+    features = encode(tokenizer, model, [example.texts for example in train], length)
+    for feature, example in zip(features, train, strict=True):
+        feature["labels"] = make_label(example.label)
+    tuner = FineTuner(model, tokenizer, settings, seed, dtype, use_cpu=device.type == "cpu")
+    tuner.train(features, f"{Path(name).name}, {task.name}, seed {seed}")
+    sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
+    metrics = score(task, [tuner.predict(features) for features in sets], dev)
+    if args.save_models:
+        folder = Path(args.save_models) / f"{Path(name).name}-{task.name}-{seed}"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return metrics
+
+
+def conditions(args: argparse.Namespace, task: Task, dtype: torch.dtype) -> dict:
+    """What makes two scores of one model and seed the same."""
+    settings = Settings(args.n_epoch, args.learning_rate, args.batch_size, args.warmup_prop, args.weight_decay)
+    return asdict(settings) | {
+        "max_length": args.max_length or task.max_length,
+        "max_train_examples": args.max_train_examples,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
+    utils.check_output_file(args.output, "--output")
+    tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]
+    names = [Path(name).name for name in args.models]
+    if len(set(names)) < len(names):
+        raise InputError("--models: two of them have the same name, which the table could not tell apart.")
+    known = scores.read(args.output)
+    device = init_world(args.n_gpu).device
+    dtype = choose_dtype(args, device)
+    data = {task.name: read_task(task, args.data_dir) for task in tasks}
+    if args.hidden_states:
+        sts_dev = read_task(TASKS["STS-B"], args.data_dir)[1][0]
+    tokenizers = {name: load_tokenizer(args.tokenizer_name or name) for name in args.models}
+    weights = {name: weights_of(name) for name in args.models} if tasks or args.hidden_states else {}
+
+    def note(name: str, task: str, seed: int | None, of: dict, compute) -> None:
+        row = {"model": Path(name).name, "task": task, "seed": seed, "weights": weights[name], **of}
+        if scores.find(known, row):
+            return
+        start = time.monotonic()
+        metrics = compute()
+        row |= {"metrics": metrics, "seconds": round(time.monotonic() - start, 1), "versions": scores.versions()}
+        scores.append(args.output, row)
+        known.append(row)
+        logger.info("%s  %s  seed %s  %.2f  (%.0f s)", row["model"], task, seed, metrics["score"], row["seconds"])
+
+    if args.hidden_states:
+        for name in args.models:
+            note(
+                name, HIDDEN_STATES, None, {},
+                lambda name=name: similarity_scores(name, tokenizers[name], sts_dev, device),
+            )  # fmt: skip
+    for seed in dict.fromkeys(args.seeds):
+        for task in tasks:
+            for name in args.models:
+                train, dev = data[task.name]
+                train = train[: args.max_train_examples]
+                note(
+                    name, task.name, seed, conditions(args, task, dtype),
+                    lambda name=name, task=task, seed=seed, train=train, dev=dev: fine_tune_and_score(
+                        name, tokenizers[name], task, train, dev, seed, args, device, dtype
+                    ),
+                )  # fmt: skip
+    if not any(row["model"] in names for row in known):
+        raise InputError(f"--tasks {NONE}: {args.output} holds no scores of these models yet.")
+    print(scores.table(known, names))
+
+
+def weights_of(name: str) -> int:
+    """What tells these weights from others of the same name."""
+    from transformers import AutoModel
+
+    utils.set_seed(0)  # of a pooler, if the weights have none
+    return fingerprint(load_for(AutoModel, name).state_dict().values())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,104 @@
+"""run_glue.py fine-tunes and scores models side by side, and continues where it was."""
+
+import json
+
+import numpy as np
+import pytest
+import run_glue
+from glue_files import write_task
+from workspace import load_tokenizer, run, train
+
+from evaluation.glue import TASKS, read_task
+from evaluation.sentence_similarity import mean_hidden_states
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("glue")
+    for name in ("CoLA", "STS-B", "RTE"):
+        write_task(folder, name, n_train=128)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(workspace, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student") / "student"
+    train(workspace, folder, "--batch_size", 64, "--gradient_accumulation_steps", 8)
+    return folder
+
+
+def flags_of(workspace, student, glue, output):
+    return ["--models", workspace / "bert-base-uncased", student, "--data_dir", glue, "--n_gpu", 0, "--fp32",
+            "--batch_size", 8, "--learning_rate", 3e-3, "--output", output]  # fmt: skip
+
+
+def rows_in(output):
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_models_are_scored_side_by_side_and_nothing_twice(tmp_path, workspace, student, glue, capsys):
+    output = tmp_path / "glue.jsonl"
+    flags = flags_of(workspace, student, glue, output)
+    run(run_glue, *flags, "--tasks", "CoLA", "RTE", "--seeds", 1, "--n_epoch", 12, "--hidden_states")
+    rows = rows_in(output)
+    assert [(row["model"], row["task"], row["seed"]) for row in rows] == [
+        (model, task, seed)
+        for task, seed in (("STS-B, hidden states", None), ("CoLA", 1), ("RTE", 1))
+        for model in ("bert-base-uncased", "student")
+    ]
+    scores = {(row["model"], row["task"]): row["metrics"]["score"] for row in rows}
+    assert scores["bert-base-uncased", "CoLA"] > 70  # chance is 0
+    assert scores["bert-base-uncased", "RTE"] > 80  # chance is 50
+    table = capsys.readouterr().out
+    (line,) = (line for line in table.splitlines() if line.startswith("| CoLA"))
+    assert [float(cell) for cell in line.split("|")[2:-1]] == [
+        pytest.approx(scores[model, "CoLA"], abs=0.05) for model in ("bert-base-uncased", "student")
+    ]
+    run(run_glue, *flags, "--tasks", "CoLA", "--seeds", 1, 2, "--n_epoch", 12)
+    again = rows_in(output)
+    assert again[: len(rows)] == rows
+    assert [(row["task"], row["seed"]) for row in again[len(rows) :]] == [("CoLA", 2)] * 2
+    run(run_glue, *flags, "--tasks", "none")
+    assert "Median of up to 2 seeds" in capsys.readouterr().out
+
+
+def test_a_score_is_the_same_whenever_it_is_made(tmp_path, workspace, student, glue):
+    for name in ("a", "b"):
+        flags = flags_of(workspace, student, glue, tmp_path / name)
+        run(run_glue, *flags, "--tasks", "RTE", "--seeds", 7, "--n_epoch", 1)
+    assert rows_in(tmp_path / "a")[1]["metrics"] == rows_in(tmp_path / "b")[1]["metrics"]
+
+
+def test_fine_tuned_models_can_be_kept(tmp_path, workspace, student, glue):
+    from transformers import pipeline
+
+    flags = flags_of(workspace, student, glue, tmp_path / "glue.jsonl")
+    run(run_glue, *flags, "--tasks", "CoLA", "--seeds", 1, "--n_epoch", 1, "--save_models", tmp_path / "kept")
+    classify = pipeline("text-classification", str(tmp_path / "kept" / "student-CoLA-1"))
+    assert classify("the cat sees the garden")[0]["label"] in ("LABEL_0", "LABEL_1")
+
+
+def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glue):
+    import torch
+    from transformers import AutoModel
+
+    tokenizer = load_tokenizer(student)
+    texts = [text for example in read_task(TASKS["STS-B"], str(glue))[1][0] for text in example.texts]
+    states = mean_hidden_states(str(student), tokenizer, texts, torch.device("cpu"))
+    model = AutoModel.from_pretrained(student, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for i in (0, 13, len(texts) - 1):
+            ids = tokenizer(texts[i], return_tensors="pt").input_ids
+            np.testing.assert_allclose(states[i], model(ids).last_hidden_state[0].mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--tasks", "none"], "holds no scores of these models yet"),
+    (["--tasks", "SST-2"], "SST-2/train.tsv does not exist"),
+    (["--models", "a/x", "b/x"], "two of them have the same name"),
+])  # fmt: skip
+def test_what_can_not_be_is_told(tmp_path, workspace, student, glue, capsys, flags, message):
+    run(run_glue, *flags_of(workspace, student, glue, tmp_path / "glue.jsonl"), *flags, expect=2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
