@@ -45,12 +45,16 @@ def load_for(auto_class: type, name: str, **options) -> PreTrainedModel:
     return model
 
 
+def taken_by(model: torch.nn.Module) -> set[str]:
+    """What its `forward` takes, by name: a DistilBERT takes no token types."""
+    return set(inspect.signature(model.forward).parameters)
+
+
 def encode(tokenizer, model: PreTrainedModel, texts: list[tuple[str, ...]], max_length: int) -> list[dict]:
-    """One or two texts each -> what the model's `forward` takes; a DistilBERT takes no token types."""
-    taken = inspect.signature(model.forward).parameters
+    """One or two texts each -> what the model's `forward` takes."""
     columns = list(zip(*texts, strict=True))
     encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length)
-    names = [name for name in encoded if name in taken]
+    names = [name for name in encoded if name in taken_by(model)]
     return [{name: encoded[name][i] for name in names} for i in range(len(texts))]
 
 

@@ -16,6 +16,7 @@ import traceback
 import pytest
 import torch
 from glue_files import write_task
+from squad_files import write_squad
 from workspace import ROOT, train
 
 import distiller
@@ -87,6 +88,7 @@ def right_flags(workspace, tmp_path_factory):
     name = workspace / "bert-base-uncased"
     for task in ("CoLA", "STS-B"):
         write_task(folder / "glue", task)
+    write_squad(folder / "dev.json", 3)
     flags = {
         "train": ["--dump_path", run, "--force", "--data_file", data, "--token_counts", workspace / "counts.pickle",
                   "--teacher_name", name, "--n_gpu", 0, "--gradient_accumulation_steps", 1, "--n_epoch", 1],
@@ -96,6 +98,9 @@ def right_flags(workspace, tmp_path_factory):
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
+        "run_squad_w_distillation": ["--model_name_or_path", name, "--predict_file", folder / "dev.json", "--n_gpu", 0,
+                                     "--output_dir", out / "squad", "--max_seq_length", 32, "--doc_stride", 8,
+                                     "--max_query_length", 12],
         "run_glue": ["--models", name, run, "--data_dir", folder / "glue", "--tasks", "CoLA", "--seeds", 1,
                      "--n_gpu", 0, "--output", out / "glue.jsonl", "--max_train_examples", 4, "--n_epoch", 1],
         "fill_mask": ["--models", name, "--text", "the [MASK]", "--top", 2],

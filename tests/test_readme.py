@@ -1,7 +1,6 @@
 """The commands of README and docs, run as they are printed and in their order, in a folder with a small
 `bert-base-uncased`; and the files and flags that they name."""
 
-import json
 import os
 import re
 import shlex
@@ -12,6 +11,7 @@ import pytest
 import torch
 from glue_files import write_task
 from processes import run_command, run_script
+from squad_files import write_squad
 from workspace import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -24,6 +24,7 @@ RUNNABLE = [command for command in COMMANDS if command not in INSTALLING]
 SMALLER = {  # sizes that would take minutes
     "--max_megabytes 6": "--max_megabytes 0.3",
     "--tasks CoLA STS-B RTE": "--tasks CoLA --seeds 1",
+    "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
     "--kills 20": "--kills 1 --n_epoch 2",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "--cases tiny --cases small": "--cases tiny",
@@ -59,9 +60,8 @@ def make_evaluation_sets(folder):
     for task in ("CoLA", "STS-B", "RTE"):
         write_task(folder / "glue", task)
     (folder / "squad").mkdir()
-    context = "The original text of a module stands in its file, and nowhere else on the machine."
-    squad = {"data": [{"title": "x", "paragraphs": [{"context": context, "qas": []}]}]}
-    (folder / "squad" / "dev-v1.1.json").write_text(json.dumps(squad))
+    for name in ("train", "dev"):
+        write_squad(folder / "squad" / f"{name}-v1.1.json", 12)
 
 
 def test_the_set_up_commands_are_printed_and_exist():

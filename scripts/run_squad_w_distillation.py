@@ -1,0 +1,231 @@
+"""Fine-tunes a model on SQuAD 1.1, with or without a fine-tuned teacher, and scores it.
+
+Plain, as a teacher is made:
+
+    python scripts/run_squad_w_distillation.py --model_name_or_path bert-base-uncased --output_dir serialization_dir/squad_teacher \\
+        --train_file squad/train-v1.1.json --predict_file squad/dev-v1.1.json
+
+With that teacher: a second step of distillation, which gave DistilBERT one more point of F1 (Sanh et al., 2019):
+
+    python scripts/run_squad_w_distillation.py --model_name_or_path serialization_dir/my_first_training \\
+        --teacher_type bert --teacher_name_or_path serialization_dir/squad_teacher --output_dir serialization_dir/squad_student \\
+        --train_file squad/train-v1.1.json --predict_file squad/dev-v1.1.json
+
+--output_dir then holds the model for AutoModelForQuestionAnswering, its answers in predictions.json and
+nbest_predictions.json, and exact match and F1 in results.json. Without --train_file the model is only scored.
+"""  # noqa: E501
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import AutoModelForQuestionAnswering, Trainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils
+from corpus.tokenization import describe_tokenizer, load_tokenizer
+from evaluation import scores, squad
+from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
+from models.families import FAMILIES
+from training import losses
+from training.distributed import add_precision_flags, choose_dtype, init_world
+from utils import InputError, integer, logger, path, real
+
+RESULTS, PREDICTIONS, N_BEST_PREDICTIONS = "results.json", "predictions.json", "nbest_predictions.json"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
+    group = parser.add_argument_group("model and files")
+    group.add_argument(
+        "--model_name_or_path", type=path, required=True, help="hub name or folder of the model to fine-tune"
+    )
+    group.add_argument("--model_type", choices=sorted(FAMILIES), help="its family; only checked, the model tells it")
+    group.add_argument("--tokenizer_name", type=path, help="default: the model's")
+    group.add_argument("--train_file", type=path, help="questions to train on, in SQuAD's format")
+    group.add_argument("--predict_file", type=path, help="questions to answer and score")
+    group.add_argument("--output_dir", type=path, required=True, help="folder for the model and its answers")
+    group.add_argument("--overwrite_output_dir", action="store_true", help="even if it is not empty")
+    group = parser.add_argument_group("distillation")
+    group.add_argument("--teacher_name_or_path", type=path, help="a model that has been fine-tuned on SQuAD")
+    group.add_argument("--teacher_type", choices=sorted(FAMILIES), help="its family; only checked")
+    group.add_argument(
+        "--alpha_ce", type=real(0), default=0.5, help="weight of the KL to the teacher's spans (%(default)s)"
+    )
+    group.add_argument("--alpha_squad", type=real(0), default=0.5, help="weight of the right spans (%(default)s)")
+    group.add_argument(
+        "--temperature", type=real(0, low_allowed=False), default=2.0, help="of both softmaxes (%(default)s)"
+    )
+    group = parser.add_argument_group("windows and answers")
+    group.add_argument(
+        "--max_seq_length", type=integer(16, 1 << 20), default=squad.MAX_SEQ_LENGTH, help="of a window (%(default)s)"
+    )
+    group.add_argument(
+        "--doc_stride",
+        type=integer(1, 1 << 20),
+        default=squad.DOC_STRIDE,
+        help="tokens between the beginnings of windows (%(default)s)",
+    )
+    group.add_argument(
+        "--max_query_length", type=integer(1, 1 << 20), default=squad.MAX_QUERY_LENGTH, help="(%(default)s)"
+    )
+    group.add_argument("--n_best_size", type=integer(1, 1000), default=squad.N_BEST, help="answers kept (%(default)s)")
+    group.add_argument(
+        "--max_answer_length", type=integer(1, 1 << 20), default=squad.MAX_ANSWER_LENGTH, help="(%(default)s)"
+    )
+    group = parser.add_argument_group("fine-tuning")
+    group.add_argument("--num_train_epochs", type=integer(1, 1000), default=Settings.n_epoch, help="(%(default)s)")
+    group.add_argument(
+        "--learning_rate", type=real(0, 1, low_allowed=False), default=Settings.learning_rate, help="(%(default)s)"
+    )
+    group.add_argument(
+        "--per_gpu_train_batch_size", "--batch_size", type=integer(1, 1 << 20), default=12, help="(%(default)s)"
+    )
+    group.add_argument("--warmup_prop", type=real(0, 1), default=Settings.warmup_prop, help="(%(default)s)")
+    group.add_argument("--weight_decay", type=real(0, 1), default=Settings.weight_decay, help="(%(default)s)")
+    group.add_argument("--seed", type=integer(0, 2**31 - 1), default=42, help="(%(default)s)")
+    add_precision_flags(parser)
+    parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
+    return parser
+
+
+class DistillationTrainer(Trainer):
+    """alpha_ce x T^2 x KL(teacher || student) + alpha_squad x cross-entropy, each the mean of first and last token.
+
+    Args:
+        teacher: frozen, on the student's device.
+        recipe: has `alpha_ce`, `alpha_squad` and `temperature`.
+    """
+
+    def __init__(self, *args, teacher: torch.nn.Module, recipe: argparse.Namespace, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher, self.recipe = teacher, recipe
+        self.names = [taken_by(model) for model in (self.model, teacher)]
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        recipe = self.recipe
+        of_student, of_teacher = ({n: v for n, v in inputs.items() if n in names} for names in self.names)
+        right = [inputs["start_positions"], inputs["end_positions"]]  # (bs,)
+        output = model(**of_student)
+        with torch.no_grad():
+            t_output = self.teacher(**{n: v for n, v in of_teacher.items() if not n.endswith("_positions")})
+        padded = ~inputs["attention_mask"].bool()  # (bs, seq_length); no answer is there
+        loss = torch.zeros((), device=padded.device)
+        for name, positions in zip(("start_logits", "end_logits"), right, strict=True):
+            s, t = (of[name].float().masked_fill(padded, -1e4) for of in (output, t_output))  # (bs, seq_length)
+            kl = losses.distillation(s, t, recipe.temperature).mean()
+            loss = loss + recipe.alpha_ce * kl + recipe.alpha_squad * functional.cross_entropy(s, positions)
+        return (loss / 2, output) if return_outputs else loss / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def check_flags(args: argparse.Namespace, tokenizer) -> None:
+    if not args.train_file and not args.predict_file:
+        raise InputError("give --train_file to train, --predict_file to score, or both.")
+    utils.check_output_folder(args.output_dir, "--output_dir")
+    folder = Path(args.output_dir)
+    if folder.is_dir() and any(folder.iterdir()) and not args.overwrite_output_dir:
+        raise InputError(f"--output_dir {folder} is not empty: add --overwrite_output_dir, or give another folder.")
+    room = args.max_seq_length - args.max_query_length - tokenizer.num_special_tokens_to_add(pair=True)
+    if room < args.doc_stride:
+        raise InputError(
+            f"--max_seq_length {args.max_seq_length} leaves {max(room, 0)} tokens for the text beside a question of "
+            f"--max_query_length {args.max_query_length}, but the windows begin --doc_stride {args.doc_stride} apart."
+        )
+    if args.teacher_name_or_path:
+        if not args.train_file:
+            raise InputError("--teacher_name_or_path teaches: give --train_file too.")
+        if not args.alpha_ce + args.alpha_squad:
+            raise InputError("--alpha_ce and --alpha_squad are both 0: there is nothing to learn from.")
+        teachers = load_tokenizer(args.teacher_name_or_path)
+        if describe_tokenizer(teachers)["vocab_hash"] != describe_tokenizer(tokenizer)["vocab_hash"]:
+            raise InputError(f"{args.teacher_name_or_path} does not share the vocabulary of {args.model_name_or_path}.")
+
+
+def load(name: str, flag: str, family: str | None, max_seq_length: int):
+    """A model with a head for spans, of the family that was named."""
+    model = load_for(AutoModelForQuestionAnswering, name)
+    if family and model.config.model_type != family:
+        raise InputError(f"{flag} {family}: {name} is a {model.config.model_type}.")
+    if max_seq_length > (limit := getattr(model.config, "max_position_embeddings", max_seq_length)):
+        raise InputError(f"--max_seq_length {max_seq_length}: {name} takes {limit} tokens.")
+    return model
+
+
+def train(args: argparse.Namespace, tuner: FineTuner, tokenizer, device: torch.device) -> None:
+    questions = squad.read_questions(args.train_file, "--train_file")
+    windows = squad.make_windows(questions, tokenizer, args.max_seq_length, args.doc_stride, args.max_query_length)
+    logger.info("%s: %s questions, %s windows", args.train_file, f"{len(questions):,}", f"{len(windows):,}")
+    more = {}
+    taken = taken_by(tuner.model)
+    if args.teacher_name_or_path:
+        teacher = load(args.teacher_name_or_path, "--teacher_type", args.teacher_type, args.max_seq_length)
+        if "qa_outputs.weight" not in dict(teacher.named_parameters()):
+            raise InputError(f"{args.teacher_name_or_path} has no head for spans.")
+        taken |= taken_by(teacher)
+        teacher.to(device).eval().requires_grad_(False)
+        more = {"trainer_class": DistillationTrainer, "teacher": teacher, "recipe": args}
+    features = []
+    for window in windows:
+        start, end = squad.label(window, questions[window.question])
+        kept = {name: ids for name, ids in window.features.items() if name in taken}
+        features.append({**kept, "start_positions": start, "end_positions": end})
+    tuner.train(features, f"{Path(args.model_name_or_path).name}, SQuAD", **more)
+
+
+def predict(args: argparse.Namespace, tuner: FineTuner, tokenizer) -> tuple[dict[str, float], list, list]:
+    """Metrics, questions and their best answers."""
+    questions = squad.read_questions(args.predict_file, "--predict_file")
+    windows = squad.make_windows(questions, tokenizer, args.max_seq_length, args.doc_stride, args.max_query_length)
+    taken = taken_by(tuner.model)
+    features = [{name: ids for name, ids in window.features.items() if name in taken} for window in windows]
+    starts, ends = tuner.predict(features)[:2]
+    answers = squad.best_answers(questions, windows, list(starts), list(ends), args.n_best_size, args.max_answer_length)
+    texts = {question.id: best[0].text for question, best in zip(questions, answers, strict=True)}
+    return squad.metrics(questions, texts), questions, answers
+
+
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
+    start = time.monotonic()
+    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
+    check_flags(args, tokenizer)
+    for file, flag in ((args.train_file, "--train_file"), (args.predict_file, "--predict_file")):
+        if file:
+            squad.read_questions(file, flag)  # wrong ones are told before anything takes time
+    device = init_world(args.n_gpu).device
+    dtype = choose_dtype(args, device)
+    utils.set_seed(args.seed)  # the head is drawn from this
+    model = load(args.model_name_or_path, "--model_type", args.model_type, args.max_seq_length)
+    settings = Settings(
+        args.num_train_epochs, args.learning_rate, args.per_gpu_train_batch_size, args.warmup_prop, args.weight_decay
+    )
+    tuner = FineTuner(model, tokenizer, settings, args.seed, dtype, use_cpu=device.type == "cpu")
+    folder = Path(args.output_dir)
+    if args.train_file:
+        train(args, tuner, tokenizer, device)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    if args.predict_file:
+        metrics, questions, answers = predict(args, tuner, tokenizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        best = {q.id: a[0].text for q, a in zip(questions, answers, strict=True)}
+        n_best = {q.id: [answer._asdict() for answer in a] for q, a in zip(questions, answers, strict=True)}
+        utils.write_json(folder / PREDICTIONS, best)
+        utils.write_json(folder / N_BEST_PREDICTIONS, n_best)
+        seconds = round(time.monotonic() - start, 1)
+        results = {**metrics, "questions": len(questions), "seconds": seconds, "versions": scores.versions()}
+        utils.write_json(folder / RESULTS, results | {"flags": vars(args)})
+        print(json.dumps(metrics))
+    logger.info("done in %.0f s: %s", time.monotonic() - start, folder)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
