@@ -30,6 +30,7 @@ ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/sel
              "x" * 300, "x/" * 3000, "no/such/file", "org/model:x", "ünïcode 名", "\udc80", "{folder}", "{empty}",
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip
 MEASURING = {  # what scripts do for long once their flags are known to be right
+    "export_onnx": ["export_and_compare"],
     "run_glue": ["fine_tune_and_score"],
     "benchmark_training": ["run_case"],
     "benchmark_checkpoint": ["measure"],
@@ -98,6 +99,9 @@ def right_flags(workspace, tmp_path_factory):
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
+        "export_onnx": ["--model", name, "--output_dir", out / "onnx"],
+        "benchmark_inference": ["--models", name, "--data_dir", folder / "glue", "--max_examples", 2, "--n_gpu", 0,
+                                "--forms", "float32", "--batch_sizes", 1, "--turns", 1],
         "run_squad_w_distillation": ["--model_name_or_path", name, "--predict_file", folder / "dev.json", "--n_gpu", 0,
                                      "--output_dir", out / "squad", "--max_seq_length", 32, "--doc_stride", 8,
                                      "--max_query_length", 12],

@@ -25,6 +25,7 @@ SMALLER = {  # sizes that would take minutes
     "--max_megabytes 6": "--max_megabytes 0.3",
     "--tasks CoLA STS-B RTE": "--tasks CoLA --seeds 1",
     "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
+    "benchmark_inference.py": "benchmark_inference.py --forms float32 onnx --max_examples 4 --turns 1",
     "--kills 20": "--kills 1 --n_epoch 2",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "--cases tiny --cases small": "--cases tiny",

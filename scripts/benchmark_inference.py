@@ -1,0 +1,281 @@
+"""Times models side by side over a development set: teacher against student, in every form one might deploy.
+
+The paper's table (one pass over STS-B's pairs, batch size 1, on a CPU) and larger batches:
+
+    python scripts/benchmark_inference.py --models bert-base-uncased serialization_dir/my_first_training --data_dir glue
+
+Models that have been fine-tuned on the task (scripts/run_glue.py --save_models) are scored as well, in every form: what
+is half as large or twice as fast is of use only if it still answers right. The ONNX files are those of
+scripts/export_onnx.py; where they are missing they are made, in the model's folder.
+
+All forms take turns, so that what else happens on the machine happens to all; the median of the turns counts.
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import export_onnx
+from compare_models import size_on_disk
+from export_onnx import FLOAT32, INT8, FirstOutputs, OnnxModel, deviation, encode_batch, first_of
+
+import utils
+from corpus.tokenization import load_tokenizer
+from evaluation.glue import TASKS, Example, read_task, score
+from training.distributed import describe_device, init_world
+from utils import InputError, integer, logger, path
+
+BODY, ONNX, ONNX_INT8 = "no head", "onnx", "onnx int8"
+FORMS = {  # name -> what it is, for the table
+    "float32": "PyTorch, float32",
+    BODY: "- without its head",
+    "bfloat16": "PyTorch, bfloat16",
+    "compiled": "PyTorch, compiled",
+    ONNX: "ONNX, float32",
+    ONNX_INT8: "ONNX, int8",
+}
+COMPARED = 64  # texts whose outputs are held against those in float32
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class Form:
+    """A model in one form, and what was measured of it.
+
+    Attributes:
+        model: its name.
+        ask: a batch -> its first output.
+        batches: by batch size.
+        n_bytes: of its file.
+        seconds: by batch size, of a pass over the whole set, turn by turn.
+        deviation: of its outputs from those of PyTorch in float32, as a share.
+        score: on the task; None: it has no head for it.
+    """
+
+    model: str
+    name: str
+    ask: Callable[[Batch], np.ndarray]
+    batches: dict[int, list[Batch]]
+    n_bytes: int | None
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    deviation: float | None = None
+    score: float | None = None
+
+    def median(self, batch_size: int) -> float:
+        return statistics.median(self.seconds[batch_size])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
+    parser.add_argument(
+        "--models", type=path, nargs="+", required=True, help="hub names or folders; the first is what counts as 1x"
+    )
+    parser.add_argument("--tokenizer_name", type=path, help="of all models (default: each model's own)")
+    parser.add_argument(
+        "--task", choices=list(TASKS), default="STS-B", help="whose development set is read (%(default)s)"
+    )
+    parser.add_argument("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
+    parser.add_argument("--max_examples", type=integer(1, 1 << 40), help="only the first ones of it")
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="default: all")
+    parser.add_argument(
+        "--batch_sizes", type=integer(1, 1 << 20), nargs="+", default=[1, 32], help="texts at a time (1 32)"
+    )
+    parser.add_argument("--turns", type=integer(1, 1000), default=3, help="of each form (%(default)s)")
+    parser.add_argument("--n_threads", type=integer(1, 1 << 12), help="of the CPU (default: one a core)")
+    parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
+    parser.add_argument("--output", type=path, help="file to write the tables to as well (Markdown)")
+    return parser
+
+
+# ---------------------------------------------------------------------------------------------------------------- forms
+
+
+def torch_form(model: torch.nn.Module, names: tuple[str, ...], device: torch.device, compiled: bool = False):
+    """A PyTorch model as a function of a batch in main memory."""
+    module = FirstOutputs(model, names).to(device).eval()
+    if compiled:
+        module = torch.compile(module, dynamic=True)
+
+    @torch.inference_mode()
+    def ask(batch: Batch) -> np.ndarray:
+        return first_of(module(*(batch[name].to(device) for name in names))).float().cpu().numpy()
+
+    return ask
+
+
+def make_forms(name: str, args: argparse.Namespace, texts: list, device: torch.device) -> tuple[list[Form], int]:
+    """A model in all forms that were asked for, and how many parameters it has."""
+    tokenizer = load_tokenizer(args.tokenizer_name or name)
+    model = export_onnx.load_with_its_head(name)
+    parameters = sum(p.numel() for p in model.parameters())
+    folder = Path(name) / "onnx" if Path(name).is_dir() else Path("onnx") / Path(name).name
+    if {ONNX, ONNX_INT8} & set(args.forms) and not (folder / INT8).is_file():
+        logger.info("exporting %s to %s", name, folder)
+        export_onnx.export(model, tokenizer, folder)
+    in_order = sorted(texts, key=lambda text: -len(" ".join(text)))  # in larger batches, of similar length
+    batches = {
+        size: [
+            encode_batch(tokenizer, model, in_order[i : i + size]) for i in range(0, len(texts), size)
+        ]
+        for size in args.batch_sizes
+    }  # fmt: skip
+    names = tuple(batches[args.batch_sizes[0]][0])
+    n_bytes = size_on_disk(name)
+    makers: dict[str, Callable] = {
+        "float32": lambda: torch_form(model, names, device),
+        BODY: lambda: torch_form(model.base_model, names, device),
+        "bfloat16": lambda: torch_form(copy.deepcopy(model).bfloat16(), names, device),
+        "compiled": lambda: torch_form(copy.deepcopy(model), names, device, compiled=True),
+        ONNX: lambda: OnnxModel(folder / FLOAT32, args.n_threads or 0),
+        ONNX_INT8: lambda: OnnxModel(folder / INT8, args.n_threads or 0),
+    }
+    if model.base_model is model:
+        del makers[BODY]
+    forms = []
+    for form in FORMS:
+        if form in args.forms and form in makers:
+            file = folder / (INT8 if form == ONNX_INT8 else FLOAT32)
+            own_bytes = file.stat().st_size if form.startswith("onnx") else n_bytes
+            forms.append(Form(Path(name).name, form, makers[form](), batches, own_bytes))
+    return forms, parameters
+
+
+# ---------------------------------------------------------------------------------------------------------- measurement
+
+
+def time_pass(form: Form, batch_size: int) -> list[np.ndarray]:
+    """Notes the time of one pass; returns the outputs if they are small, one row a text."""
+    outputs = []
+    start = time.perf_counter()
+    for batch in form.batches[batch_size]:
+        output = form.ask(batch)
+        if output.ndim == 2:
+            outputs.append(output)
+    form.seconds.setdefault(batch_size, []).append(time.perf_counter() - start)
+    return outputs
+
+
+def measure(forms: list[Form], args: argparse.Namespace, examples: list[Example]) -> None:
+    """Fills in `seconds` and `score`. The first turn, in which code is compiled and memory found, does not count."""
+    task = TASKS[args.task]
+    in_order = sorted(examples, key=lambda example: -len(" ".join(example.texts)))  # as `make_forms` has them
+    with utils.progress_bar(total=(args.turns + 1) * len(forms) * len(args.batch_sizes), desc="measuring") as bar:
+        for turn in range(args.turns + 1):
+            for batch_size in args.batch_sizes:
+                for form in forms:
+                    outputs = time_pass(form, batch_size)
+                    if turn == 0:
+                        form.seconds[batch_size].clear()
+                        if outputs and outputs[0].shape[1] == max(len(task.labels), 1) and form.name != BODY:
+                            form.score = score(task, [np.concatenate(outputs)], [in_order])["score"]
+                    bar.update(1)
+
+
+def compare_outputs(forms: list[Form], reference: Form) -> None:
+    """Fills in `deviation`, from the first texts, one at a time so that nothing is padded."""
+    size = min(reference.batches)
+    some = reference.batches[size][: max(COMPARED // size, 1)]
+    expected = np.concatenate([reference.ask(batch).ravel() for batch in some])
+    for form in forms:
+        if form.name != BODY:
+            form.deviation = deviation(np.concatenate([form.ask(batch).ravel() for batch in some]), expected)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def size_table(forms: list[Form], parameters: dict[str, int]) -> str:
+    """A row a model: parameters, and the size of each file."""
+    first = next(iter(parameters.values()))
+    titles = {forms[0].name: "MB in its folder"} | {name: f"MB, {FORMS[name]}" for name in (ONNX, ONNX_INT8)}
+    rows = []
+    for model, n in parameters.items():
+        sizes = {form.name: form.n_bytes for form in forms if form.model == model}
+        cells = [f"{sizes[name] / 1e6:.1f}" if sizes.get(name) else "-" for name in titles]
+        rows.append([model, f"{n / 1e6:.1f} M ({100 * n / first:.0f} %)", *cells])
+    return utils.markdown_table(["model", "parameters", *titles.values()], rows)
+
+
+def time_table(forms: list[Form], models: list[str], batch_size: int, n: int) -> str:
+    """A row a form; ratios are to the first model in the same form, and to its own float32 in brackets."""
+    rows = []
+    for name, shown in FORMS.items():
+        of = {form.model: form for form in forms if form.name == name}
+        if not of:
+            continue
+        cells = []
+        for model in models:
+            if model not in of:
+                cells.append("-")
+                continue
+            seconds = of[model].median(batch_size)
+            against = of[models[0]].median(batch_size) / seconds if models[0] in of else float("nan")
+            cells.append(f"{seconds:.1f} s = {1e3 * seconds / n:.2f} ms a text, {against:.2f}x")
+        rows.append([shown, *cells])
+    return utils.markdown_table([f"batch size {batch_size}", *models], rows)
+
+
+def accuracy_table(forms: list[Form], models: list[str], task: str) -> str:
+    rows = []
+    for name, shown in FORMS.items():
+        of = {form.model: form for form in forms if form.name == name}
+        if name == BODY or not of:
+            continue
+        cells = []
+        for model in models:
+            form = of[model]
+            scored = "" if form.score is None else f"{form.score:.2f}, "
+            cells.append(f"{scored}± {100 * form.deviation:.2g} %")
+        rows.append([shown, *cells])
+    return utils.markdown_table([f"{task}, outputs", *models], rows)
+
+
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
+    if args.output:
+        utils.check_output_file(args.output, "--output")
+    models = [Path(name).name for name in args.models]
+    if len(set(models)) < len(models):
+        raise InputError("--models: two of them have the same name, which the tables could not tell apart.")
+    if {ONNX, ONNX_INT8} & set(args.forms):
+        export_onnx.require_packages()
+    if args.n_threads:
+        torch.set_num_threads(args.n_threads)
+    args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
+    device = init_world(args.n_gpu).device
+    examples = read_task(TASKS[args.task], args.data_dir)[1][0][: args.max_examples]
+    forms, parameters = [], {}
+    for name, model in zip(args.models, models, strict=True):
+        made, parameters[model] = make_forms(name, args, [example.texts for example in examples], device)
+        compare_outputs(made, made[0])
+        forms += made
+    logger.info("%s texts, %s; ONNX Runtime always on the CPU", f"{len(examples):,}", describe_device(device))
+    measure(forms, args, examples)
+    tables = [size_table(forms, parameters)]
+    tables += [time_table(forms, models, size, len(examples)) for size in args.batch_sizes]
+    tables += [accuracy_table(forms, models, args.task)]
+    explained = (
+        f"A pass over the development set of {args.task}, {len(examples):,} texts, on {describe_device(device)}; the "
+        f"median of {args.turns} turns. x: as many times faster as {models[0]} in the same form. ±: how far the "
+        f"outputs are from those of PyTorch in float32, as a share of their standard deviation."
+    )
+    report = "\n\n".join([*tables, textwrap.fill(explained, 98)])
+    print(report)
+    if args.output:
+        with utils.atomic_write(args.output, "w") as out:
+            out.write(report + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,201 @@
+"""Writes a model as ONNX files, in float32 and int8, for ONNX Runtime, which needs neither PyTorch nor this toolkit.
+
+    python scripts/export_onnx.py --model serialization_dir/my_first_training
+
+leaves `onnx/model.onnx` and `onnx/model_int8.onnx` in the model's folder (for a hub name, name --output_dir) and says
+how far their outputs are from PyTorch's. The model keeps the head that its folder has: for masked words, a task
+(scripts/run_glue.py --save_models), or answers (scripts/run_squad_w_distillation.py). Batch and length are free.
+
+Needs `pip install onnx onnxscript onnxruntime`.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import utils
+from corpus.tokenization import load_tokenizer
+from evaluation.fine_tuning import load_for, taken_by
+from utils import InputError, logger, path
+
+FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TEXTS = [("A model is exported, and then it is asked the same questions as before.",), ("Short.",), ("It answers.",)]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = utils.make_parser(__doc__)
+    parser.add_argument("--model", type=path, required=True, help="hub name or folder, as a dump_path")
+    parser.add_argument("--tokenizer_name", type=path, help="default: the model's")
+    parser.add_argument("--output_dir", type=path, help="default: the folder onnx in that of the model")
+    return parser
+
+
+def require_packages() -> None:
+    """Raises: InputError that says how to get the optional packages."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing: pip install onnx onnxscript onnxruntime") from None
+
+
+def load_with_its_head(name: str) -> torch.nn.Module:
+    """The model with the head that its configuration names; float32, ready to be asked."""
+    import transformers
+
+    from models.loading import load_config
+
+    architectures = load_config(name).architectures or []
+    auto_class = getattr(transformers, architectures[0], None) if architectures else transformers.AutoModel
+    if auto_class is None:
+        raise InputError(f"{name}: its configuration names {architectures[0]}, which transformers does not have.")
+    return load_for(auto_class, name).eval()
+
+
+def encode_batch(tokenizer, model: torch.nn.Module, texts: list[tuple[str, ...]]) -> dict[str, torch.Tensor]:
+    """What `forward` takes of one or two texts each, (bs, seq_length) int64."""
+    columns = map(list, zip(*texts, strict=True))
+    encoded = tokenizer(*columns, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    return {name: encoded[name] for name in INPUTS if name in encoded and name in taken_by(model)}
+
+
+class FirstOutputs(torch.nn.Module):
+    """A model as a function of plain tensors: its logits, or without a head its last hidden states."""
+
+    def __init__(self, model: torch.nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: torch.Tensor):
+        output = self.model(**dict(zip(self.names, inputs, strict=True)))
+        if "start_logits" in output:
+            return output.start_logits, output.end_logits
+        return output.logits if "logits" in output else output.last_hidden_state
+
+
+def first_of(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
+    """Writes FLOAT32 and INT8 to `folder`; each appears whole or not at all."""
+    batch = encode_batch(tokenizer, model, TEXTS[:2])
+    module = FirstOutputs(model, tuple(batch)).eval()
+    with torch.no_grad():
+        outputs = module(*batch.values())
+    names = ["start_logits", "end_logits"] if isinstance(outputs, tuple) else [
+        "logits" if hasattr(model(**batch), "logits") else "last_hidden_state"
+    ]  # fmt: skip
+    bs, seq_length = torch.export.Dim("batch"), torch.export.Dim("sequence", min=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary, _quietly():
+        plain, quantized = Path(temporary) / FLOAT32, Path(temporary) / INT8
+        torch.onnx.export(
+            module,
+            tuple(batch.values()),
+            plain,
+            input_names=list(batch),
+            output_names=names,
+            dynamic_shapes=(tuple({0: bs, 1: seq_length} for _ in batch),),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        quantize(plain, quantized)
+        for file in (plain, quantized):
+            os.chmod(file, utils.new_file_mode())
+            os.replace(file, folder / file.name)
+
+
+def quantize(plain: Path, quantized: Path) -> None:
+    """Weights in int8, one scale a column; activations are quantized as they come, so no data is needed for it."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    kinds = ["MatMul", "Gemm", "Gather"]  # products and tables of embeddings
+    quantize_dynamic(plain, quantized, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=kinds)
+
+
+@contextlib.contextmanager
+def _quietly():
+    """The exporters tell much about their own future."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+class OnnxModel:
+    """An exported file as a function.
+
+    Args:
+        file: of `export`.
+        n_threads: to use; 0: as many as ONNX Runtime likes.
+    """
+
+    def __init__(self, file: Path, n_threads: int = 0) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = n_threads
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.names = [part.name for part in self.session.get_inputs()]
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        """The first output, float32."""
+        return self.session.run(None, {name: batch[name].numpy() for name in self.names})[0]
+
+
+def deviation(output: np.ndarray, expected: np.ndarray) -> float:
+    """The root mean square of the difference, as a share of the standard deviation of what is expected."""
+    return float(np.sqrt(np.mean((output - expected) ** 2)) / expected.std())
+
+
+def export_and_compare(model: torch.nn.Module, tokenizer, folder: Path) -> Iterator[str]:
+    """A line for each file that was written, with its size and how far its outputs are from PyTorch's."""
+    export(model, tokenizer, folder)
+    batch = encode_batch(tokenizer, model, TEXTS)
+    with torch.no_grad():
+        expected = first_of(FirstOutputs(model, tuple(batch))(*batch.values())).numpy()
+    attended = batch["attention_mask"].bool().numpy()
+    for name in (FLOAT32, INT8):
+        output = OnnxModel(folder / name)(batch)
+        chosen = attended if output.shape[:2] == attended.shape else ...  # one output for each token, or for each text
+        apart = deviation(output[chosen], expected[chosen])
+        megabytes = (folder / name).stat().st_size / 1e6
+        yield f"{folder / name}: {megabytes:.1f} MB, its outputs deviate by {100 * apart:.2g} % from PyTorch's"
+
+
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
+    require_packages()
+    if args.output_dir is None and not Path(args.model).is_dir():
+        raise InputError(f"{args.model} is no folder here: name one for the files with --output_dir.")
+    folder = Path(args.output_dir or Path(args.model) / "onnx")
+    utils.check_output_folder(folder, "--output_dir")
+    tokenizer = load_tokenizer(args.tokenizer_name or args.model)
+    model = load_with_its_head(args.model)
+    logger.info("exporting %s (%s)", args.model, type(model).__name__)
+    for line in export_and_compare(model, tokenizer, folder):
+        print(line)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,71 @@
+"""What is exported answers as PyTorch does, at any batch size and length, in both precisions."""
+
+import sys
+
+import export_onnx
+import numpy as np
+import pytest
+import torch
+from export_onnx import FLOAT32, INT8, OnnxModel, deviation, encode_batch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+from workspace import load_tokenizer, run, train
+
+TEXTS = [
+    ("the cat sees the garden",),
+    ("a dog",),
+    ("my neighbour carries the long road as in the old days before it rains",),
+]
+
+
+@pytest.fixture(scope="module")
+def student(workspace, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student") / "student"
+    train(workspace, folder, "--batch_size", 64, "--gradient_accumulation_steps", 8)
+    return folder
+
+
+def test_a_distilled_model_answers_as_in_pytorch(student, capsys):
+    run(export_onnx, "--model", student)
+    out = capsys.readouterr().out
+    assert "onnx/model.onnx" in out
+    assert "onnx/model_int8.onnx" in out
+    tokenizer, model = load_tokenizer(student), export_onnx.load_with_its_head(str(student))
+    for texts in (TEXTS, TEXTS[:1], TEXTS[:2] * 4):
+        batch = encode_batch(tokenizer, model, texts)
+        with torch.no_grad():
+            expected = model(**batch).logits.numpy()
+        attended = batch["attention_mask"].bool().numpy()
+        plain, quantized = (OnnxModel(student / "onnx" / name)(batch) for name in (FLOAT32, INT8))
+        np.testing.assert_allclose(plain[attended], expected[attended], atol=1e-4)
+        assert 0 < deviation(quantized[attended], expected[attended]) < 0.2
+    sizes = [(student / "onnx" / name).stat().st_size for name in (FLOAT32, INT8)]
+    assert sizes[1] < sizes[0]
+    assert {file.name for file in (student / "onnx").iterdir()} == {FLOAT32, INT8}
+
+
+@pytest.mark.parametrize("auto_class", [AutoModelForSequenceClassification, AutoModelForQuestionAnswering])
+def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student, auto_class):
+    for name in (workspace / "bert-base-uncased", student):  # with token types, and without
+        folder = tmp_path / name.name
+        auto_class.from_pretrained(name).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+        run(export_onnx, "--model", folder, "--output_dir", folder / "files")
+        model = auto_class.from_pretrained(folder, dtype=torch.float32).eval()
+        batch = encode_batch(load_tokenizer(folder), model, TEXTS)
+        with torch.no_grad():
+            expected = model(**batch)
+        expected = expected.logits if "logits" in expected else expected.start_logits
+        attended = batch["attention_mask"].bool() if expected.shape[1] > 2 else torch.ones_like(expected, dtype=bool)
+        output = OnnxModel(folder / "files" / FLOAT32)(batch)
+        np.testing.assert_allclose(output[attended.numpy()], expected[attended].numpy(), atol=1e-4)
+
+
+def test_missing_packages_are_asked_for_in_a_sentence(student, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    run(export_onnx, "--model", student, expect=2)
+    assert "pip install onnx onnxscript onnxruntime" in capsys.readouterr().err
+
+
+def test_a_hub_name_needs_a_folder_to_write_to(capsys):
+    run(export_onnx, "--model", "some/model", expect=2)
+    assert "name one for the files with --output_dir" in capsys.readouterr().err
