@@ -99,6 +99,8 @@ def right_flags(workspace, tmp_path_factory):
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
+        "ablation": ["--output_dir", out / "ablation", "--rows", "no_ce", "--tasks", "none", "--", "--data_file", data,
+                     "--teacher_name", name, "--n_gpu", 0, "--n_epoch", 1],
         "export_onnx": ["--model", name, "--output_dir", out / "onnx"],
         "benchmark_inference": ["--models", name, "--data_dir", folder / "glue", "--max_examples", 2, "--n_gpu", 0,
                                 "--forms", "float32", "--batch_sizes", 1, "--turns", 1],
@@ -171,9 +173,9 @@ def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
     shutil.copytree(finished, saved)
     failures, n_cases = [], 0
     for action in module.make_parser()._actions:
-        for given in values_for(action) if action.dest != "help" else []:
+        for given in values_for(action) if action.option_strings and action.dest != "help" else []:
             values = [value.format(**odd_files) if value.startswith("{") else value for value in given]
-            argv = [*without(flags[script], action), action.option_strings[0], *values]
+            argv = [action.option_strings[0], *values, *without(flags[script], action)]
             out.mkdir(exist_ok=True)
             monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
             with limited_memory():

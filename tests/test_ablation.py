@@ -1,0 +1,87 @@
+"""The ablation trains each student with one change, trains nothing twice, and its table says what came out."""
+
+import json
+
+import ablation
+import pytest
+from glue_files import write_task
+from workspace import flags_of, run, weights_of
+
+from evaluation import scores
+from training import flags
+from utils import InputError
+
+
+@pytest.fixture(scope="module")
+def init(workspace, tmp_path_factory):
+    import extract_for_distil
+
+    path = tmp_path_factory.mktemp("init") / "init.pth"
+    run(extract_for_distil, "--bert_model", workspace / "bert-base-uncased", "--dump_checkpoint", path)
+    return path
+
+
+@pytest.fixture
+def training(workspace, init):
+    return flags_of(workspace, from_pretrained_weights=init, n_epoch=1, batch_size=32, gradient_accumulation_steps=4)
+
+
+def test_each_student_lacks_one_part(tmp_path, workspace, training, capsys):
+    write_task(tmp_path / "glue", "RTE", n_train=16)
+    flags = ["--output_dir", tmp_path / "out", "--data_dir", tmp_path / "glue", "--seeds", 1, "--tasks", "RTE"]
+    run(ablation, *flags, "--", *training)
+    changes = {
+        "all": {},
+        "no_teacher": {"alpha_ce": 0, "alpha_cos": 0},
+        "random_init": {"student_pretrained_weights": None},
+        "no_ce": {"alpha_ce": 0},
+        "no_cos": {"alpha_cos": 0},
+        "no_mlm": {"alpha_mlm": 0},
+        "smoothing": {"mlm_smoothing": 0},
+    }
+    parameters = {row: json.loads((tmp_path / "out" / row / "parameters.json").read_text()) for row in changes}
+    full = parameters["all"]
+    for row, change in changes.items():
+        differing = {name for name in full if parameters[row][name] != full[name]}
+        assert differing - {"dump_path", "command", "masking", "alpha_mse", "freeze_pos_embs"} == set(change)
+        assert all(parameters[row][name] == value for name, value in change.items())
+    table = (tmp_path / "out" / "table.md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    lines = {row[0]: row[1:] for row in cells}
+    assert len(lines) == 2 + 1 + len(changes)
+    assert lines["the teacher"][2] == "100.0 %"
+    assert lines["no KL to the teacher"][-1] == "-2.96"
+    scored = {row["model"]: row["metrics"]["score"] for row in scores.read(str(tmp_path / "out" / "glue.jsonl"))}
+    assert float(lines["no masked words"][-2]) == pytest.approx(scored["no_mlm"] - scored["all"], abs=0.01)
+
+    weights = weights_of(tmp_path / "out" / "no_ce")
+    capsys.readouterr()
+    run(ablation, *flags, "--rows", "all", "no_ce", "--", *training)  # again: nothing is trained or scored
+    assert "no_cos" not in capsys.readouterr().out
+    assert len(scores.read(str(tmp_path / "out" / "glue.jsonl"))) == 8
+    again = weights_of(tmp_path / "out" / "no_ce")
+    assert all((again[name] == value).all() for name, value in weights.items())
+
+
+def test_a_run_by_hand_in_its_place_is_taken(tmp_path, workspace, training):
+    import train
+
+    assert train.main([*training, "--alpha_ce", "0", "--dump_path", str(tmp_path / "out" / "no_ce")]) == 0
+    made = (tmp_path / "out" / "no_ce" / "model.safetensors").stat().st_mtime_ns
+    run(ablation, "--output_dir", tmp_path / "out", "--rows", "no_ce", "--tasks", "none", "--", *training)
+    assert (tmp_path / "out" / "no_ce" / "model.safetensors").stat().st_mtime_ns == made
+    assert "no KL to the teacher" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_initial_weights_are_left_out_in_every_spelling():
+    base = ["--n_epoch", "1", "--student_pretrained_weights", "x.pth", "--force_me"]
+    assert ablation.without(base, ablation.WEIGHTS) == ["--n_epoch", "1", "--force_me"]
+    assert ablation.without(["--from_pretrained_weights=x.pth", "--n_epoch=1"], ablation.WEIGHTS) == ["--n_epoch=1"]
+
+
+def test_what_can_not_be_is_told(tmp_path, workspace, training, capsys):
+    run(ablation, "--output_dir", tmp_path, "--", *training, "--resume", expect=2)
+    assert "--resume is not to be given" in capsys.readouterr().err
+    base = flags.make_parser("").parse_args(["--data_file", "x", "--dump_path", "y"])
+    with pytest.raises(InputError, match="name no --from_pretrained_weights"):
+        ablation.flags_of("random_init", ["--data_file", "x"], base)
