@@ -89,6 +89,16 @@ def table(rows: list[dict], models: list[str]) -> str:
     return f"{markdown_table(['task', *models], cells)}\n\n{explained}"
 
 
+def kept(rows: list[dict], teacher: str, student: str) -> float | None:
+    """The student's macro score in % of the teacher's, over the tasks that both have scores of. None: no task."""
+    theirs, own = by_task(rows, teacher), by_task(rows, student)
+    shared = [task for task in TASKS if task in theirs and task in own]
+    if not shared:
+        return None
+    means = [statistics.mean(statistics.median(of[task]) for task in shared) for of in (own, theirs)]
+    return 100 * means[0] / means[1]
+
+
 def _averages(shared: list[str]) -> list[tuple[str, list[str]]]:
     """What is averaged, and under which title."""
     apart = [task for task in shared if task in APART]

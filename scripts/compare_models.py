@@ -113,16 +113,13 @@ def report(rows: list[dict]) -> str:
     return "\n".join(lines).rstrip()
 
 
-@utils.command_line(make_parser)
-def main(args: argparse.Namespace) -> None:
-    if bool(args.data_file) == bool(args.valid_data_file):
-        raise InputError("give one of --data_file and --valid_data_file.")
-    if args.output:
-        utils.check_output_file(args.output, "--output")
-    world = init_world(args.n_gpu)
-    dtype = choose_dtype(args, world.device)
-    tokenizer = load_tokenizer(args.tokenizer_name or args.teacher)
-    names = [args.teacher, *args.models]
+def measure(names: list[str], args: argparse.Namespace, world: World, dtype: torch.dtype) -> list[dict]:
+    """What the table shows of each model, the teacher first.
+
+    Args:
+        args: has `tokenizer_name`, `data_file` or `valid_data_file`, `valid_share`, and `turns`.
+    """
+    tokenizer = load_tokenizer(args.tokenizer_name or names[0])
     models = [LanguageModel(load_language_model(name, "model", head_required=True)).to(world.device) for name in names]
     for name, model in zip(names, models, strict=True):
         if model.model.config.vocab_size != models[0].model.config.vocab_size:
@@ -150,6 +147,17 @@ def main(args: argparse.Namespace) -> None:
     turns = [[seconds_of_forward(model, prepared, world, dtype) for model in models] for _ in range(args.turns + 1)]
     for row, seconds in zip(rows, zip(*turns[1:], strict=True), strict=True):  # the first turn is the warm-up
         row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
+    return rows
+
+
+@utils.command_line(make_parser)
+def main(args: argparse.Namespace) -> None:
+    if bool(args.data_file) == bool(args.valid_data_file):
+        raise InputError("give one of --data_file and --valid_data_file.")
+    if args.output:
+        utils.check_output_file(args.output, "--output")
+    world = init_world(args.n_gpu)
+    rows = measure([args.teacher, *args.models], args, world, choose_dtype(args, world.device))
     print(report(rows))
     if args.output:
         with utils.atomic_write(args.output, "w") as out:

@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @torch.no_grad()
-def guesses(name: str, tokenizer_name: str, text: str, top: int) -> list[str]:
+def guesses(name: str, tokenizer_name: str, text: str, top: int) -> list[tuple[str, float]]:
     """The likeliest words for the mask, each with its probability, best first.
 
     Raises: InputError if the model can't guess, or the text has not exactly one mask.
@@ -57,12 +57,15 @@ def guesses(name: str, tokenizer_name: str, text: str, top: int) -> list[str]:
         raise InputError(f"the tokenizer {tokenizer_name} has more tokens than {name}; name its own.")
     probs = model.logits(model.hidden(ids, None)[masks])[0].softmax(-1)  # (voc_size,)
     best = probs[: len(tokenizer)].topk(min(top, len(tokenizer)))
-    return [f"{tokenizer.decode([i]).strip()} {p:.0%}" for p, i in zip(*map(torch.Tensor.tolist, best), strict=True)]
+    return [(tokenizer.decode([i]).strip(), p) for p, i in zip(*map(torch.Tensor.tolist, best), strict=True)]
 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    columns = [guesses(name, args.tokenizer_name or name, args.text, args.top) for name in args.models]
+    columns = [
+        [f"{word} {p:.0%}" for word, p in guesses(name, args.tokenizer_name or name, args.text, args.top)]
+        for name in args.models
+    ]
     print(utils.markdown_table([Path(name).name for name in args.models], zip(*columns, strict=True)))
 
 

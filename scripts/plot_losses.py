@@ -24,10 +24,15 @@ PANELS = (
     ("valid", "clm_loss", "held-out: CLM loss (nats)"),
     ("valid", "kl", "held-out: KL to the teacher (nats)"),
     ("valid", "agreement", "held-out: top-1 as the teacher"),
-    ("valid", "training_masks_mlm_loss", "held-out, masked as in training: MLM loss (nats)"),
-    ("valid", "training_masks_kl", "held-out, masked as in training: KL (nats)"),
-    ("valid", "training_masks_agreement", "held-out, masked as in training: top-1 as the teacher"),
+    ("valid", "training_masks_mlm_loss", "held-out, training's masks: MLM loss (nats)"),
+    ("valid", "training_masks_kl", "held-out, training's masks: KL (nats)"),
+    ("valid", "training_masks_agreement", "held-out, training's masks: top-1 as the teacher"),
 )
+TEACHERS = {  # what to draw of the teacher beside the student's
+    "mlm_loss": "teacher_loss",
+    "clm_loss": "teacher_loss",
+    "training_masks_mlm_loss": "training_masks_teacher_loss",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,15 +42,47 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def panels_of(runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
+    """Those of PANELS that any run has. Raises: InputError if there is none.
+
+    Args:
+        runs: name -> the rows of its metrics.jsonl.
+    """
+    panels = [panel for panel in PANELS if any(_points(rows, *panel[:2])[0] for rows in runs.values())]
+    if not panels:
+        raise InputError(f"--runs: no losses are noted yet in {', '.join(runs)}.")
+    return panels
+
+
+def draw(axis, runs: dict[str, list[dict]], kind: str, name: str, title: str) -> None:
+    """Draws one panel on axes of matplotlib."""
+    for i, (run, rows) in enumerate(runs.items()):
+        tokens, values = _points(rows, kind, name)
+        if tokens:
+            axis.plot(tokens, values, label=run, color=f"C{i}", marker="." if kind == "valid" else None)
+    if name in TEACHERS:
+        tokens, values = _points(next(iter(runs.values())), "valid", TEACHERS[name])
+        if tokens:
+            axis.axhline(values[-1], color="gray", linestyle="--", label="teacher")
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("million tokens")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+
+
+def read_runs(folders: list[str]) -> dict[str, list[dict]]:
+    """Name -> rows of each run. Raises: InputError if two have one name."""
+    runs = {Path(folder).name: read_metrics(Path(folder) / METRICS) for folder in folders}
+    if len(runs) < len(folders):
+        raise InputError("--runs: two of these folders have the same name.")
+    return runs
+
+
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     utils.check_picture(args.output, "--output")
-    runs = {Path(run).name: read_metrics(Path(run) / METRICS) for run in args.runs}
-    if len(runs) < len(args.runs):
-        raise InputError("--runs: two of these folders have the same name.")
-    panels = [panel for panel in PANELS if any(_points(rows, *panel[:2])[0] for rows in runs.values())]
-    if not panels:
-        raise InputError(f"--runs: no losses are noted yet in {', '.join(args.runs)}.")
+    runs = read_runs(args.runs)
+    panels = panels_of(runs)
 
     import matplotlib
 
@@ -55,19 +92,8 @@ def main(args: argparse.Namespace) -> None:
     columns = min(3, len(panels))
     n_rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(n_rows, columns, figsize=(4.4 * columns, 3.2 * n_rows), squeeze=False)
-    for axis, (kind, name, title) in zip(axes.flat, panels, strict=False):
-        for i, (run, rows) in enumerate(runs.items()):
-            tokens, values = _points(rows, kind, name)
-            if tokens:
-                axis.plot(tokens, values, label=run, color=f"C{i}", marker="." if kind == "valid" else None)
-        if name in ("mlm_loss", "clm_loss"):
-            tokens, values = _points(next(iter(runs.values())), "valid", "teacher_loss")
-            if tokens:
-                axis.axhline(values[-1], color="gray", linestyle="--", label="teacher")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("million tokens")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        draw(axis, runs, *panel)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     figure.tight_layout()

@@ -29,13 +29,14 @@ NUMBERS = ["0", "-1", "1", "2.5", "99999999999999999999", "1e308", "-1e308", "1e
 ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/self/mem", "-", "--", "*", "[", "a\0b",
              "x" * 300, "x/" * 3000, "no/such/file", "org/model:x", "ünïcode 名", "\udc80", "{folder}", "{empty}",
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip
-MEASURING = {  # what scripts do for long once their flags are known to be right
-    "export_onnx": ["export_and_compare"],
-    "run_glue": ["fine_tune_and_score"],
-    "benchmark_training": ["run_case"],
-    "benchmark_checkpoint": ["measure"],
-    "benchmark_corpus": ["benchmark_tokenizing", "benchmark_dump", "benchmark_memory",
-                         "benchmark_opening_and_counting", "benchmark_set_up"],
+MEASURING = {  # what scripts do for long once their flags are known to be right, and what they then take for done
+    "export_onnx": {"export_and_compare": []},
+    "report": {"make_page": ""},
+    "run_glue": {"fine_tune_and_score": {"score": 0.0}},
+    "benchmark_training": {"run_case": None},
+    "benchmark_checkpoint": {"measure": None},
+    "benchmark_corpus": dict.fromkeys(["benchmark_tokenizing", "benchmark_dump", "benchmark_memory",
+                                       "benchmark_opening_and_counting", "benchmark_set_up"]),
 }  # fmt: skip
 MEMORY = 16 << 30  # bytes of address space; torch alone maps some
 
@@ -101,6 +102,8 @@ def right_flags(workspace, tmp_path_factory):
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
         "ablation": ["--output_dir", out / "ablation", "--rows", "no_ce", "--tasks", "none", "--", "--data_file", data,
                      "--teacher_name", name, "--n_gpu", 0, "--n_epoch", 1],
+        "report": ["--runs", run, "--teacher", name, "--valid_data_file", data, "--turns", 1, "--text", "the [MASK]",
+                   "--n_gpu", 0, "--output", out / "report.html"],
         "export_onnx": ["--model", name, "--output_dir", out / "onnx"],
         "benchmark_inference": ["--models", name, "--data_dir", folder / "glue", "--max_examples", 2, "--n_gpu", 0,
                                 "--forms", "float32", "--batch_sizes", 1, "--turns", 1],
@@ -166,8 +169,8 @@ def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
     module = importlib.import_module(script)
     monkeypatch.setattr(distiller.Distiller, "train", one_step)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # would take most of the time
-    for name in MEASURING.get(script, ()):
-        monkeypatch.setattr(module, name, lambda *_: {"score": 0.0})
+    for name, result in MEASURING.get(script, {}).items():
+        monkeypatch.setattr(module, name, lambda *_, result=result: result)
     monkeypatch.chdir(tmp_path)  # for what is named without a folder
     saved = tmp_path / "saved"
     shutil.copytree(finished, saved)
