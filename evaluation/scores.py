@@ -78,7 +78,8 @@ def table(rows: list[dict], models: list[str]) -> str:
     cells = [[task, *(_cell(scores[model].get(task)) for model in models)] for task in shared]
     for title, tasks in _averages(shared):
         means = [statistics.mean(statistics.median(scores[model][task]) for task in tasks) for model in models]
-        cells.append([title, *(f"{mean:.1f} ({100 * mean / means[0]:.1f} %)" for mean in means)])
+        shares = [f" ({100 * mean / means[0]:.1f} %)" if means[0] > 0 else "" for mean in means]
+        cells.append([title, *(f"{mean:.1f}{share}" for mean, share in zip(means, shares, strict=True))])
     cells += [
         [task, *(_cell(scores[model].get(task)) for model in models)]
         for task in others
@@ -90,13 +91,13 @@ def table(rows: list[dict], models: list[str]) -> str:
 
 
 def kept(rows: list[dict], teacher: str, student: str) -> float | None:
-    """The student's macro score in % of the teacher's, over the tasks that both have scores of. None: no task."""
+    """The student's macro score in % of the teacher's, over the tasks that both have scores of; None if it is 0."""
     theirs, own = by_task(rows, teacher), by_task(rows, student)
     shared = [task for task in TASKS if task in theirs and task in own]
     if not shared:
         return None
     means = [statistics.mean(statistics.median(of[task]) for task in shared) for of in (own, theirs)]
-    return 100 * means[0] / means[1]
+    return 100 * means[0] / means[1] if means[1] > 0 else None
 
 
 def _averages(shared: list[str]) -> list[tuple[str, list[str]]]:

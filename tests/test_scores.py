@@ -36,6 +36,14 @@ def test_the_table_shows_medians_and_what_is_kept():
     assert table["macro without CoLA"] == ["70.0 (100.0 %)", "63.0 (90.0 %)"]
 
 
+def test_a_share_of_nothing_is_not_shown():
+    rows = [row(model, task, 1, 0.0) for model in ("teacher", "student") for task in ("CoLA", "STS-B")]
+    assert cells(scores.table(rows, ["teacher", "student"]))["macro over 2"] == ["0.0", "0.0"]
+    assert scores.kept(rows, "teacher", "student") is None
+    assert scores.kept(ROWS, "teacher", "student") == pytest.approx(100 * 51.5 / 60)
+    assert scores.kept(ROWS[3:4], "teacher", "student") is None
+
+
 def test_scores_of_older_weights_of_a_name_do_not_count():
     rows = [*ROWS, row("student", "CoLA", 1, 45.0, weights=2)]
     assert scores.by_task(rows, "student")["CoLA"] == [45.0]
