@@ -14,7 +14,7 @@ one's own is made. The flags of both generations of the original scripts work un
 
 import argparse
 import dataclasses
-import os
+import math
 import time
 
 import numpy as np
@@ -24,6 +24,7 @@ from transformers import AutoConfig, PretrainedConfig
 import utils
 from corpus.files import TokenCorpus, open_corpus
 from corpus.overlap import load_overlap
+from corpus.parallel import n_cores
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer
 from distiller import Distiller
@@ -38,7 +39,7 @@ from training.batches import Masking, RunData
 from training.distributed import World, choose_dtype, describe_device, init_world
 from training.flags import ARCHITECTURE, DEFAULT_TEACHER, sanity_checks, whole_model
 from training.memory import available_memory
-from training.recipe import Recipe
+from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
 from training.resume import check_resume, fingerprint
 from utils import InputError, logger
 
@@ -160,6 +161,17 @@ def build_data(
     return RunData(train_set, sampler, masking, held_out.padding_id(tokenizer), evaluated)
 
 
+def log_small_steps(recipe: Recipe, data: RunData, world: World) -> None:
+    """Says so if a step holds far fewer tokens than the rate was made for."""
+    n_steps = math.ceil(len(data.train_sampler) / (world.size * recipe.gradient_accumulation_steps))
+    tokens = data.train_set.n_tokens / n_steps
+    if tokens * FAR_FEWER < TOKENS_PER_STEP and recipe.learning_rate >= Recipe.learning_rate:
+        logger.info(
+            "a step holds some %s tokens, a rate of %g was made for %s: docs/recipe.md says what suits short runs",
+            f"{tokens:,.0f}", Recipe.learning_rate, f"{TOKENS_PER_STEP:,}",
+        )  # fmt: skip
+
+
 def build_models(args: argparse.Namespace, config: PretrainedConfig, device: torch.device):
     """Loads teacher and student onto the device, and freezes what is to stay as it is."""
     if whole_model(args.student_pretrained_weights):
@@ -242,7 +254,7 @@ def resolve_defaults(args: argparse.Namespace, student: PretrainedConfig, device
     if args.freeze_pos_embs is None:
         args.freeze_pos_embs = needs_teacher(args) and student.model_type == "distilbert"
     if args.num_workers is None:
-        args.num_workers = min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
+        args.num_workers = min(4, n_cores()) if device.type == "cuda" else 0
     if args.tokens_per_micro_batch is None:
         args.tokens_per_micro_batch = default_tokens_per_micro_batch(device)
 
@@ -273,6 +285,7 @@ def run(args: argparse.Namespace, world: World) -> int:
         text.verify()
     length = longest_sequence(student_cfg, teacher_cfg, tokenizer)
     data = build_data(args, recipe, text, tokenizer, length, family_of(student_cfg).causal, world)
+    log_small_steps(recipe, data, world)
     state = run_folder.load_state(args.dump_path) if args.resume else None
 
     logger.info("running on %s, computing in %s", describe_device(world.device), str(dtype).split(".")[1])

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.files import shard_name
+from corpus.parallel import n_cores
 from corpus.text_reader import STDIN, Block, TextReader, spans_of
 from corpus.token_writer import TokenFileWriter, is_unfinished, write_token_file
 from corpus.tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
@@ -87,7 +88,7 @@ def shard_of(args: argparse.Namespace) -> tuple[int, int]:
     if "RANK" not in os.environ:
         return 0, 1
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_this_machine)))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, n_cores() // on_this_machine)))
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 

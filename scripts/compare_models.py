@@ -6,7 +6,7 @@ the first of them apart from each other one, with its error.
 
 The text is the share of --data_file that train.py holds out too, or with --valid_data_file all of that file. Speed is
 that of the forward pass, in the precision and on the device that train.py would choose; the models take turns, and the
-median of the turns counts.
+median of the turns counts. Words are masked evenly, or with --token_counts as in training.
 """
 
 import argparse
@@ -22,11 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.files import open_corpus
+from corpus.token_counts import load_token_counts
 from corpus.tokenization import load_tokenizer
 from evaluation import held_out
 from models.families import LanguageModel, max_length
 from models.loading import load_language_model
+from training.batches import Masking
 from training.distributed import World, add_precision_flags, choose_dtype, describe_device, init_world
+from training.recipe import Recipe
 from utils import InputError, integer, logger, path, real
 
 
@@ -40,6 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--valid_data_file", type=path, nargs="+", help="binarized text to evaluate on, instead")
     parser.add_argument(
         "--valid_share", type=real(0, 1, low_allowed=False), default=0.01, help="as of train.py (%(default)s)"
+    )
+    parser.add_argument("--token_counts", type=path, help="counts to mask rare words more often by, as in training")
+    parser.add_argument(
+        "--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="how much more often (%(default)s)"
     )
     parser.add_argument("--tokenizer_name", type=path, help="default: the teacher's")
     parser.add_argument("--turns", type=integer(1, 1000), default=5, help="of the time measurement (%(default)s)")
@@ -117,7 +124,7 @@ def measure(names: list[str], args: argparse.Namespace, world: World, dtype: tor
     """What the table shows of each model, the teacher first.
 
     Args:
-        args: has `tokenizer_name`, `data_file` or `valid_data_file`, `valid_share`, and `turns`.
+        args: has `tokenizer_name`, `data_file` or `valid_data_file`, `valid_share`, `token_counts`, and `turns`.
     """
     tokenizer = load_tokenizer(args.tokenizer_name or names[0])
     models = [LanguageModel(load_language_model(name, "model", head_required=True)).to(world.device) for name in names]
@@ -129,7 +136,11 @@ def measure(names: list[str], args: argparse.Namespace, world: World, dtype: tor
     chosen = None if args.valid_data_file else held_out.held_out_sequences(len(corpus), args.valid_share)
     causal = models[0].family.causal
     length = min(tokenizer.model_max_length, *(max_length(model.model.config) for model in models))
-    batches = held_out.held_out_batches(corpus, tokenizer, length, causal, chosen)
+    masking = None
+    if args.token_counts and not causal:
+        counts = load_token_counts(args.token_counts, len(tokenizer))
+        masking = Masking.of_tokenizer(tokenizer, counts, args.mlm_smoothing)
+    batches = held_out.held_out_batches(corpus, tokenizer, length, causal, chosen, masking)
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
@@ -156,6 +167,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("give one of --data_file and --valid_data_file.")
     if args.output:
         utils.check_output_file(args.output, "--output")
+    if args.token_counts:
+        utils.check_input_file(args.token_counts, "--token_counts")
     world = init_world(args.n_gpu)
     rows = measure([args.teacher, *args.models], args, world, choose_dtype(args, world.device))
     print(report(rows))

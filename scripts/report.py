@@ -241,6 +241,7 @@ def main(args: argparse.Namespace) -> None:
     args.valid_data_file = args.valid_data_file or first["valid_data_file"]
     if not args.valid_data_file and not args.valid_share:
         raise InputError(f"{args.runs[0]} held no text out: name some with --valid_data_file.")
+    args.token_counts = None  # masked evenly
     page = make_page(args, runs, parameters, known, tables)
     with utils.atomic_write(args.output, "w") as out:
         out.write(page)

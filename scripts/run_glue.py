@@ -13,7 +13,9 @@ and adds what more models, tasks or seeds ask for. --tasks none computes nothing
 import argparse
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,10 +97,15 @@ def fine_tune_and_score(
     sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
-        folder = Path(args.save_models) / f"{Path(name).name}-{task.name}-{seed}"
+        folder = kept_at(args, name, task.name, seed)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return metrics
+
+
+def kept_at(args: argparse.Namespace, name: str, task: str, seed: int) -> Path:
+    """Where --save_models keeps a fine-tuned model."""
+    return Path(args.save_models) / f"{Path(name).name}-{task}-{seed}"
 
 
 def conditions(args: argparse.Namespace, task: Task, dtype: torch.dtype) -> dict:
@@ -111,50 +118,51 @@ def conditions(args: argparse.Namespace, task: Task, dtype: torch.dtype) -> dict
     }
 
 
+def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator[tuple[dict, Callable[[], dict]]]:
+    """What each score is of (the first part of its row in the file), and a call that finds its metrics."""
+    data = {task.name: read_task(task, args.data_dir) for task in tasks}
+    pairs = read_task(TASKS["STS-B"], args.data_dir)[1][0] if args.hidden_states else None
+    names = args.models if tasks or pairs else []
+    tokenizers = {name: load_tokenizer(args.tokenizer_name or name) for name in names}
+    models = {name: {"model": Path(name).name, "weights": weights_of(name)} for name in names}
+    if pairs:
+        for name in names:
+            row = models[name] | {"task": HIDDEN_STATES, "seed": None}
+            yield row, partial(similarity_scores, name, tokenizers[name], pairs, device)
+    for seed in dict.fromkeys(args.seeds):
+        for task in tasks:
+            train, dev = data[task.name]
+            of = (task, train[: args.max_train_examples], dev, seed, args, device, dtype)
+            for name in names:
+                row = models[name] | {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
+                yield row, partial(fine_tune_and_score, name, tokenizers[name], *of)
+
+
+def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
+    """Whether the score is known and, if fine-tuned models are to be kept, this one is."""
+    kept = not args.save_models or row["seed"] is None or kept_at(args, row["model"], row["task"], row["seed"]).is_dir()
+    return kept and scores.find(known, row) is not None
+
+
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     utils.check_output_file(args.output, "--output")
-    tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]
     names = [Path(name).name for name in args.models]
     if len(set(names)) < len(names):
         raise InputError("--models: two of them have the same name, which the table could not tell apart.")
     known = scores.read(args.output)
     device = init_world(args.n_gpu).device
-    dtype = choose_dtype(args, device)
-    data = {task.name: read_task(task, args.data_dir) for task in tasks}
-    if args.hidden_states:
-        sts_dev = read_task(TASKS["STS-B"], args.data_dir)[1][0]
-    tokenizers = {name: load_tokenizer(args.tokenizer_name or name) for name in args.models}
-    weights = {name: weights_of(name) for name in args.models} if tasks or args.hidden_states else {}
-
-    def note(name: str, task: str, seed: int | None, of: dict, compute) -> None:
-        row = {"model": Path(name).name, "task": task, "seed": seed, "weights": weights[name], **of}
-        if scores.find(known, row):
-            return
+    tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]
+    for row, find_metrics in jobs(args, tasks, device, choose_dtype(args, device)):
+        if is_done(args, known, row):
+            continue
         start = time.monotonic()
-        metrics = compute()
-        row |= {"metrics": metrics, "seconds": round(time.monotonic() - start, 1), "versions": scores.versions()}
+        row["metrics"] = metrics = find_metrics()
+        row |= {"seconds": round(time.monotonic() - start, 1), "versions": scores.versions()}
         scores.append(args.output, row)
         known.append(row)
-        logger.info("%s  %s  seed %s  %.2f  (%.0f s)", row["model"], task, seed, metrics["score"], row["seconds"])
-
-    if args.hidden_states:
-        for name in args.models:
-            note(
-                name, HIDDEN_STATES, None, {},
-                lambda name=name: similarity_scores(name, tokenizers[name], sts_dev, device),
-            )  # fmt: skip
-    for seed in dict.fromkeys(args.seeds):
-        for task in tasks:
-            for name in args.models:
-                train, dev = data[task.name]
-                train = train[: args.max_train_examples]
-                note(
-                    name, task.name, seed, conditions(args, task, dtype),
-                    lambda name=name, task=task, seed=seed, train=train, dev=dev: fine_tune_and_score(
-                        name, tokenizers[name], task, train, dev, seed, args, device, dtype
-                    ),
-                )  # fmt: skip
+        seed = "" if row["seed"] is None else f", seed {row['seed']}"
+        logger.info("%s, %s%s: %.2f (%.0f s)", row["model"], row["task"], seed, metrics["score"], row["seconds"])
     if not any(row["model"] in names for row in known):
         raise InputError(f"--tasks {NONE}: {args.output} holds no scores of these models yet.")
     print(scores.table(known, names))

@@ -8,9 +8,6 @@ checksums are verified beside.
 """
 
 import argparse
-import contextlib
-import multiprocessing
-import os
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.files import TokenCorpus, open_corpus
+from corpus.parallel import map_ordered, n_cores
 from corpus.token_counts import count_tokens
 from utils import InputError, integer, logger, path
 
@@ -43,11 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
 def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
     """(vocab_size,) int64 occurrences of each token. The checksum is verified beside, and on a large corpus all cores
     count."""
-    with contextlib.ExitStack() as stack:
-        map_tasks = map
-        if corpus.on_disk and corpus.n_tokens >= WORTH_A_POOL:
-            map_tasks = stack.enter_context(multiprocessing.Pool(os.cpu_count())).imap_unordered
-        verification = stack.enter_context(ThreadPoolExecutor(1)).submit(corpus.verify)
+    worth_it = corpus.on_disk and corpus.n_tokens >= WORTH_A_POOL
+    with map_ordered(n_cores() if worth_it else 0) as map_tasks, ThreadPoolExecutor(1) as thread:
+        verification = thread.submit(corpus.verify)
         try:
             return count_tokens(corpus, vocab_size, map_tasks)
         finally:

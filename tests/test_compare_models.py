@@ -31,6 +31,12 @@ def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
     assert float(loss) == pytest.approx(float(student[4]) - float(teacher[4]), abs=2e-3)
     assert float(points) == pytest.approx(100 * last["agreement"] - 100, abs=0.1)
 
+    run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", tmp_path / "student", "--fp32",
+        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
+        "--turns", 1)  # fmt: skip
+    line = capsys.readouterr().out.splitlines()[3]
+    assert float(line.split("|")[5]) == pytest.approx(last["training_masks_mlm_loss"], abs=2e-3)
+
     run(plot_losses, "--runs", tmp_path / "student", "--output", tmp_path / "losses.png")
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     run(plot_losses, "--runs", workspace, "--output", tmp_path / "none.png", expect=2)

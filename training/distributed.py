@@ -64,12 +64,19 @@ class World:
                 status = int(self.store.get("status"))
             self.store.add("informed", 1)
             dist.destroy_process_group()
-            deadline = time.monotonic() + PATIENCE
-            while is_first or self.rank == 0:
-                if self.store.add("informed", 0) == self.size or time.monotonic() > deadline:
-                    break
-                time.sleep(0.02)
+            if is_first or self.rank == 0:
+                self._wait_for("informed", self.size)
+            if is_first:
+                self.store.add("left", 1)  # the last that the first one asks of the store
+            elif self.rank == 0:
+                self._wait_for("left", 1)  # which is this process's; without it, that one would print a C++ backtrace
         raise ToldAlready(tell(error) if status is None else status) from None
+
+    def _wait_for(self, name: str, n: int) -> None:
+        """Until a number in the store has come to n, or there is no PATIENCE left."""
+        deadline = time.monotonic() + PATIENCE
+        while self.store.add(name, 0) < n and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     @property
     def is_master(self) -> bool:

@@ -5,10 +5,10 @@ Names are those of both generations of the original scripts.
 
 import argparse
 import dataclasses
-import os
 from pathlib import Path
 
 import utils
+from corpus.parallel import n_cores
 from models.families import FAMILIES
 from models.loading import LIMITS
 from training.distributed import add_precision_flags
@@ -190,7 +190,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--local_rank", "--local-rank", type=integer(-1, 1 << 20), default=-1, help="set by launchers")
     group.add_argument(
         "--num_workers",
-        type=integer(0, 4 * (os.cpu_count() or 1)),
+        type=integer(0, 4 * n_cores()),
         help="processes that prepare batches (default: 4 with a GPU, else 0)",
     )
     group.add_argument(

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The run behind the table of results in README.md, from texts and a teacher to the scores; what came out is in results/.
+#
+#     bash scripts/proof.sh FOLDER [N_SEEDS]
+#
+# FOLDER holds the text (text/*.txt: a paragraph a line, a blank line between documents), the tasks (glue/CoLA/train.tsv
+# and so on, squad/dev-v1.1.json) and in start_teacher/ a BERT with a masked-language head, which is trained further and
+# becomes the teacher. All that is made goes there too. Hours on a CPU; stopped in the middle, the same command
+# continues where it was.
+set -euo pipefail
+folder=$(realpath "$1") seeds=$(seq -s ' ' 1 "${2:-3}")
+source "$(dirname "$0")/environment.sh"
+cd "$(dirname "$0")/.."
+export DISTIL_LOG=$folder/log.txt
+
+say "Text: every 330th block of 64 sequences is held out, a quarter of the rest is the teacher's, the rest the students'"
+[ -s "$folder/all.txt" ] || python scripts/make_dump.py --source "$folder/text" --dump_file "$folder/all.txt"
+awk 'int((NR - 1) / 64) % 330 == 329' "$folder/all.txt" > "$folder/held_out.txt"
+awk 'int((NR - 1) / 64) % 330 != 329' "$folder/all.txt" > "$folder/text.txt"
+awk 'NR % 4 == 0' "$folder/text.txt" > "$folder/teachers.txt"
+awk 'NR % 10 == 1' "$folder/text.txt" > "$folder/students.txt"
+for part in held_out text teachers students; do
+    python scripts/binarized_data.py --file_path "$folder/$part.txt" --bert_tokenizer "$folder/start_teacher" --dump_file "$folder/$part"
+done
+python scripts/token_counts.py --data_file "$folder/text.start_teacher.pickle" --token_counts_dump "$folder/counts.pickle"
+for part in teachers students; do
+    python scripts/corpus_doctor.py --data_file "$folder/$part.start_teacher.pickle" --tokenizer_name "$folder/start_teacher" \
+        --against "$folder"/glue/*/dev.tsv "$folder"/squad/dev-*.json --overlap_file "$folder/$part.overlap.json" --n_examples 0 \
+        > "$folder/$part.doctor.txt"
+done
+
+say "Teacher: the BERT in start_teacher/ goes on learning to guess masked words"
+common=(--valid_data_file "$folder/held_out.start_teacher.pickle" --token_counts "$folder/counts.pickle" --n_epoch 1
+    --tokens_per_batch 2048 --gradient_accumulation_steps 1 --tokens_per_micro_batch 2048 --dropout 0 --attention_dropout 0
+    --mlm_smoothing 0)
+python train.py --dump_path "$folder/teacher" --resume --student_type bert --student_pretrained_weights "$folder/start_teacher" \
+    --tokenizer_name "$folder/start_teacher" --data_file "$folder/teachers.start_teacher.pickle" \
+    --leave_out "$folder/teachers.overlap.json" "${common[@]}" --alpha_ce 0 --alpha_cos 0 --alpha_mlm 1 \
+    --mlm_mask_prop 0.3 --learning_rate 4e-4 --max_grad_norm 1 --eval_interval 200
+python scripts/extract_for_distil.py --bert_model "$folder/teacher" --dump_checkpoint "$folder/init.pth" --vocab_transform
+
+say "Students: with all parts of the method, and without one at a time; then their scores on four tasks"
+students() {
+    python scripts/ablation.py --output_dir "$folder/students" --data_dir "$folder/glue" --seeds $seeds --max_train_examples 10000 \
+        "$@" -- --teacher_name "$folder/teacher" --tokenizer_name "$folder/start_teacher" \
+        --data_file "$folder/students.start_teacher.pickle" --leave_out "$folder/students.overlap.json" "${common[@]}" \
+        --from_pretrained_weights "$folder/init.pth" --from_pretrained_config "$folder/init.json"
+}
+students --rows all no_teacher random_init
+students --tasks CoLA RTE
+
+say "Sizes, times, and all of it on one page"
+models=("$folder/teacher" "$folder/students/all")
+python scripts/run_glue.py --models "${models[@]}" --data_dir "$folder/glue" --tasks STS-B --seeds 1 --max_train_examples 10000 \
+    --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > /dev/null
+[ -s "$folder/inference.md" ] || python scripts/benchmark_inference.py --data_dir "$folder/glue" --output "$folder/inference.md" \
+    --models "$folder/fine_tuned/teacher-STS-B-1" "$folder/fine_tuned/all-STS-B-1"
+python scripts/report.py --runs "$folder"/students/{all,no_teacher,random_init} --scores "$folder/students/glue.jsonl" \
+    --tables "$folder/inference.md" "$folder/students/table.md" --output "$folder/report.html"
