@@ -179,8 +179,8 @@ def build_models(args: argparse.Namespace, config: PretrainedConfig, device: tor
     else:
         student = build_student(config, args.student_pretrained_weights)
     family = family_of(config)
-    if args.freeze_pos_embs:
-        freeze(student, family.positions)
+    if args.freeze_pos_embs and not freeze(student, family.positions):
+        raise InputError(f"--freeze_pos_embs: a {config.model_type} has no table of positions.")
     if args.freeze_token_type_embds and not freeze(student, family.token_types):
         raise InputError(f"--freeze_token_type_embds: a {config.model_type} has no token types.")
     teacher = None

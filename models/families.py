@@ -13,6 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from utils import InputError
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, in configurations that have several
+
 
 @dataclass(frozen=True)
 class Family:
@@ -22,7 +24,7 @@ class Family:
     transform: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # (n, dim) last hidden states -> (n, dim)
     projection: str  # of that onto the vocabulary
     layers: str  # the list of layers
-    positions: str  # the table of position embeddings
+    positions: str | None = None  # the table of position embeddings; None: positions are rotations, without a table
     token_types: str | None = None
     causal: bool = False
     student: str = ""  # the family of its student, if not its own
@@ -37,6 +39,15 @@ def _roberta_transform(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Te
     return model.lm_head.layer_norm(nn.functional.gelu(model.lm_head.dense(hidden)))
 
 
+ROBERTA = Family(
+    "roberta",
+    _roberta_transform,
+    "lm_head.decoder",
+    "roberta.encoder.layer",
+    "roberta.embeddings.position_embeddings",
+    "roberta.embeddings.token_type_embeddings",
+    positions_before_first=2,
+)
 FAMILIES = {
     "distilbert": Family(
         "distilbert",
@@ -54,14 +65,28 @@ FAMILIES = {
         "bert.embeddings.token_type_embeddings",
         student="distilbert",
     ),
-    "roberta": Family(
-        "roberta",
-        _roberta_transform,
-        "lm_head.decoder",
-        "roberta.encoder.layer",
-        "roberta.embeddings.position_embeddings",
-        "roberta.embeddings.token_type_embeddings",
-        positions_before_first=2,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "electra": Family(  # its generator; the discriminator guesses no words
+        "electra",
+        lambda model, hidden: model.generator_predictions(hidden),
+        "generator_lm_head",
+        "electra.encoder.layer",
+        "electra.embeddings.position_embeddings",
+        "electra.embeddings.token_type_embeddings",
+    ),
+    "modernbert": Family(
+        "model",
+        lambda model, hidden: model.head(hidden),
+        "decoder",
+        "model.layers",
+    ),
+    "eurobert": Family(
+        "model",
+        lambda model, hidden: hidden,
+        "lm_head",
+        "model.layers",
     ),
     "gpt2": Family(
         "transformer",
@@ -97,10 +122,21 @@ class LanguageModel(nn.Module):
         if self.family.causal:
             attention_mask = None  # what stands at the right is never looked at
         elif attention_mask is not None:
-            attention_mask = attention_mask[:, None, None, :]  # in any other form, the library asks the device about it
+            attention_mask = self._masks(attention_mask)
         encoder = self.model.get_submodule(self.family.encoder)
         output = encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state.flatten(0, 1)
+
+    def _masks(self, attended: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """(bs, seq_length) bool -> what the encoder takes: (bs, 1, 1, seq_length), since in any other form the library
+        asks the device about it; or where some layers look at near tokens only, a mask for each type of layer."""
+        to_all = attended[:, None, None, :]
+        config = self.model.config
+        if SLIDING not in (getattr(config, "layer_types", None) or ()):
+            return to_all
+        place = torch.arange(attended.shape[1], device=attended.device)
+        near = (place[:, None] - place).abs() <= config.sliding_window  # (seq_length, seq_length)
+        return {FULL: to_all.expand(-1, -1, attended.shape[1], -1), SLIDING: to_all & near}
 
     def transform(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""
@@ -129,7 +165,7 @@ class LanguageModel(nn.Module):
 
 
 def max_length(config: PretrainedConfig) -> int:
-    """The longest sequence that the model has positions for, in tokens."""
+    """The longest sequence that the model can take, in tokens."""
     return config.max_position_embeddings - family_of(config).positions_before_first
 
 

@@ -1,5 +1,7 @@
 """What follows from a teacher: the shape of its student, and the student's first weights."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import AutoConfig, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
@@ -55,6 +57,8 @@ def half_depth_config(teacher: PretrainedConfig, student_type: str | None = None
     values = {key: value for key, value in teacher.to_dict().items() if key not in left_out}
     config = AutoConfig.for_model(student_type, **values)
     config.num_hidden_layers = depth
+    if types := getattr(config, "layer_types", None):  # where they alternate, the student keeps the pattern
+        config.layer_types = types[:depth]
     return config
 
 
@@ -93,9 +97,28 @@ def build_student(config: PretrainedConfig, weights: str | None) -> PreTrainedMo
 # -------------------------------------------------------------------------------------------------- layers of a teacher
 
 
-def spread_layers(depth: int, n: int) -> list[int]:
-    """`n` of `depth` layers, evenly spread from the first to the last: 0 2 4 7 9 11 for 6 of 12."""
-    return [round(i * (depth - 1) / max(1, n - 1)) for i in range(n)]
+def spread_layers(depth: int, n: int, types: Sequence[str] | None = None) -> list[int]:
+    """`n` of `depth` layers, evenly spread from the first to the last: 0 2 4 7 9 11 for 6 of 12.
+
+    Args:
+        types: of the layers, where they alternate. The student has the pattern of the teacher's first n layers, and
+            each of its layers comes from one of its type: of all such choices, the one nearest to an even spread.
+    """
+    even = [i * (depth - 1) / max(1, n - 1) for i in range(n)]
+    if len(set(types or ())) < 2:
+        return [round(place) for place in even]
+    best: dict[int, tuple[float, list[int]]] = {-1: (0.0, [])}  # last layer so far -> squared distances, layers
+    for i, place in enumerate(even):
+        best = {
+            layer: min(
+                (distance + (layer - place) ** 2, [*chosen, layer])
+                for last, (distance, chosen) in best.items()
+                if last < layer
+            )
+            for layer in range(min(best) + 1, depth)
+            if types[layer] == types[i]
+        }
+    return min(best.values())[1]
 
 
 def extract_to_distilbert(
@@ -143,10 +166,13 @@ def extract(
     """The student's shape and first weights. Raises: InputError if the teacher has no such layers."""
     depth = teacher.config.num_hidden_layers
     config = half_depth_config(teacher.config, student_type)
-    layers = layers if layers is not None else spread_layers(depth, config.num_hidden_layers)
+    types = getattr(teacher.config, "layer_types", None)
+    layers = layers if layers is not None else spread_layers(depth, config.num_hidden_layers, types)
     if not all(0 <= layer < depth for layer in layers):
         raise InputError(f"--layers {' '.join(map(str, layers))}: the teacher's layers are 0 to {depth - 1}.")
     config.num_hidden_layers = len(layers)
+    if types:
+        config.layer_types = [types[layer] for layer in layers]
     state = teacher.state_dict()
     if (teacher.config.model_type, config.model_type) == ("bert", "distilbert"):
         taken = extract_to_distilbert(state, layers, vocab_transform)

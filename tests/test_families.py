@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_models import SMALL
 
-from models.families import LanguageModel, family_of, freeze, max_length
+from models.families import ROBERTA, LanguageModel, family_of, freeze, max_length
 from models.loading import auto_class
 
 
@@ -23,9 +23,11 @@ def test_encoder_and_head_together_are_the_model(name):
     torch.testing.assert_close(parts.logits(hidden)[rows], whole.logits.flatten(0, 1)[rows])
     torch.testing.assert_close(hidden[rows], whole.hidden_states[-1].flatten(0, 1)[rows])
     assert len(model.get_submodule(family_of(config).layers)) == 4
-    assert freeze(model, family_of(config).positions)
-    assert freeze(model, family_of(config).token_types) == (name in ("bert", "roberta"))
-    assert max_length(config) == {"gpt2": 1024, "roberta": 510}.get(name, 512)
+    rotary = ("modernbert", "eurobert")
+    assert freeze(model, family_of(config).positions) == (name not in rotary)
+    assert freeze(model, family_of(config).token_types) == (name not in ("distilbert", "gpt2", *rotary))
+    longest = {"gpt2": 1024, "modernbert": 8192, "eurobert": 8192}
+    assert max_length(config) == longest.get(name, 510 if family_of(config) is ROBERTA else 512)
 
 
 @pytest.mark.parametrize("name", SMALL)

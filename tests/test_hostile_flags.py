@@ -99,6 +99,8 @@ def right_flags(workspace, tmp_path_factory):
         "token_counts": ["--data_file", data, "--token_counts_dump", out / "counts.pickle"],
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
+        "extract": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
+        "extract_distilbert": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
         "ablation": ["--output_dir", out / "ablation", "--rows", "no_ce", "--tasks", "none", "--", "--data_file", data,
                      "--teacher_name", name, "--n_gpu", 0, "--n_epoch", 1],
