@@ -101,15 +101,15 @@ def make_parser() -> argparse.ArgumentParser:
 # ---------------------------------------------------------------------------------------------------------------- forms
 
 
-def torch_form(model: torch.nn.Module, names: tuple[str, ...], device: torch.device, compiled: bool = False):
+def torch_form(model: torch.nn.Module, device: torch.device, compiled: bool = False):
     """A PyTorch model as a function of a batch in main memory."""
-    module = FirstOutputs(model, names).to(device).eval()
+    module = FirstOutputs(model).to(device).eval()
     if compiled:
         module = torch.compile(module, dynamic=True)
 
     @torch.inference_mode()
     def ask(batch: Batch) -> np.ndarray:
-        return first_of(module(*(batch[name].to(device) for name in names))).float().cpu().numpy()
+        return first_of(module(**{name: ids.to(device) for name, ids in batch.items()})).float().cpu().numpy()
 
     return ask
 
@@ -130,13 +130,12 @@ def make_forms(name: str, args: argparse.Namespace, texts: list, device: torch.d
         ]
         for size in args.batch_sizes
     }  # fmt: skip
-    names = tuple(batches[args.batch_sizes[0]][0])
     n_bytes = size_on_disk(name)
     makers: dict[str, Callable] = {
-        "float32": lambda: torch_form(model, names, device),
-        BODY: lambda: torch_form(model.base_model, names, device),
-        "bfloat16": lambda: torch_form(copy.deepcopy(model).bfloat16(), names, device),
-        "compiled": lambda: torch_form(copy.deepcopy(model), names, device, compiled=True),
+        "float32": lambda: torch_form(model, device),
+        BODY: lambda: torch_form(model.base_model, device),
+        "bfloat16": lambda: torch_form(copy.deepcopy(model).bfloat16(), device),
+        "compiled": lambda: torch_form(copy.deepcopy(model), device, compiled=True),
         ONNX: lambda: OnnxModel(folder / FLOAT32, args.n_threads or 0),
         ONNX_INT8: lambda: OnnxModel(folder / INT8, args.n_threads or 0),
     }

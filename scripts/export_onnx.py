@@ -75,12 +75,15 @@ def encode_batch(tokenizer, model: torch.nn.Module, texts: list[tuple[str, ...]]
 class FirstOutputs(torch.nn.Module):
     """A model as a function of plain tensors: its logits, or without a head its last hidden states."""
 
-    def __init__(self, model: torch.nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model = model
 
-    def forward(self, *inputs: torch.Tensor):
-        output = self.model(**dict(zip(self.names, inputs, strict=True)))
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ):
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         if "start_logits" in output:
             return output.start_logits, output.end_logits
         return output.logits if "logits" in output else output.last_hidden_state
@@ -93,13 +96,12 @@ def first_of(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
 def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
     """Writes FLOAT32 and INT8 to `folder`; each appears whole or not at all."""
     batch = encode_batch(tokenizer, model, TEXTS[:2])
-    module = FirstOutputs(model, tuple(batch)).eval()
+    module = FirstOutputs(model).eval()
     with torch.no_grad():
-        outputs = module(*batch.values())
+        outputs = module(**batch)
     names = ["start_logits", "end_logits"] if isinstance(outputs, tuple) else [
         "logits" if hasattr(model(**batch), "logits") else "last_hidden_state"
     ]  # fmt: skip
-    bs, seq_length = torch.export.Dim("batch"), torch.export.Dim("sequence", min=2)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary, _quietly():
         plain, quantized = Path(temporary) / FLOAT32, Path(temporary) / INT8
@@ -109,7 +111,7 @@ def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
             plain,
             input_names=list(batch),
             output_names=names,
-            dynamic_shapes=(tuple({0: bs, 1: seq_length} for _ in batch),),
+            dynamic_shapes={name: dict.fromkeys((0, 1), torch.export.Dim.AUTO) for name in batch},
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -173,7 +175,7 @@ def export_and_compare(model: torch.nn.Module, tokenizer, folder: Path) -> Itera
     export(model, tokenizer, folder)
     batch = encode_batch(tokenizer, model, TEXTS)
     with torch.no_grad():
-        expected = first_of(FirstOutputs(model, tuple(batch))(*batch.values())).numpy()
+        expected = first_of(FirstOutputs(model)(**batch)).numpy()
     attended = batch["attention_mask"].bool().numpy()
     for name in (FLOAT32, INT8):
         output = OnnxModel(folder / name)(batch)
