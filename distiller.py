@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from evaluation import held_out
 from models.families import LanguageModel
@@ -71,7 +72,8 @@ class Distiller:
         self.log_interval = recipe.log_interval or min(500, max(1, self.n_steps // 100))
         self.eval_interval = recipe.eval_interval or max(1, self.n_steps // N_EVALUATIONS)
 
-        self.optimization = Optimization(student, recipe, self.n_steps, world, dtype)
+        trained = nn.ModuleList([student, self.widening])
+        self.optimization = Optimization(trained, recipe, self.n_steps, world, dtype)
         self.alphas = Terms(recipe.alpha_ce, recipe.alpha_mse, recipe.alpha_mlm + recipe.alpha_clm, recipe.alpha_cos)
         names = Terms(ce="ce", mse="mse", labels="clm" if student.family.causal else "mlm", cos="cos")
         self.meter = Meter(names, self.alphas, self.n_steps, world, self.peak_flops)
@@ -88,7 +90,11 @@ class Distiller:
         if teacher:
             teacher.cast_products(self.dtype)
         self.t_projection = Projection.of(teacher.projection, self.dtype) if recipe.uses_teacher_logits else None
-        self.work = TrainingWork(student, teacher if recipe.uses_teacher else None, recipe.uses_teacher_logits)
+        set_seed(recipe.seed)  # the widening, if there is one, is drawn from this
+        t_dim = teacher.dim if recipe.alpha_cos else student.dim
+        self.widening = losses.Widening(student.dim, t_dim).to(self.world.device)
+        teaching = teacher if recipe.uses_teacher else None
+        self.work = TrainingWork(student, teaching, recipe.uses_teacher_logits, self.widening)
         self.peak_flops = 1e12 * (recipe.peak_tflops or 0) or peak_flops(self.world.device, self.dtype)
 
     # --------------------------------------------------------------------------------------------------------- one step
@@ -122,7 +128,7 @@ class Distiller:
             sums = sums.map(operator.add, of_logits)
         if weights.cos:
             s_tokens = s_hidden.index_select(0, batch.token_positions)  # (n_tokens, dim); its gradient needs no sorting
-            cos = losses.cosine(s_tokens, t_hidden[batch.token_positions])
+            cos = losses.cosine(self.widening(s_tokens.float()), t_hidden[batch.token_positions])
             loss = loss + weights.cos * cos
             sums = sums._replace(cos=cos.detach().double())
         return loss, sums
@@ -271,6 +277,7 @@ class Distiller:
         """All that changes during a run, at the boundary of a step."""
         return {
             "student": self.student.model.state_dict(),
+            "widening": self.widening.state_dict(),
             "optimization": self.optimization.state_dict(),
             "meter": self.meter.state_dict(),
             "epoch": self.epoch,
@@ -282,6 +289,7 @@ class Distiller:
 
     def load_state_dict(self, state: dict) -> None:
         self.student.model.load_state_dict(state["student"])
+        self.widening.load_state_dict(state.get("widening", {}))  # not in states of older versions
         self.optimization.load_state_dict(state["optimization"])
         self.meter.load_state_dict(state["meter"])
         self.epoch, self.steps_of_epoch, self.n_done = state["epoch"], state["steps_of_epoch"], state["step"]

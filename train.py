@@ -100,11 +100,6 @@ def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: Pret
             )
         if family_of(teacher).causal != causal:
             raise InputError(f"a {teacher.model_type} can't teach a {student.model_type}: only one of them is causal.")
-        if args.alpha_cos > 0 and teacher.hidden_size != student.hidden_size:
-            raise InputError(
-                f"--alpha_cos compares hidden states, but the teacher's have {teacher.hidden_size} entries and the "
-                f"student's {student.hidden_size}: give --alpha_cos 0 or a student of the teacher's width."
-            )
     if len(tokenizer) > student.vocab_size:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens, but the student only {student.vocab_size}.")
     if args.mlm is not None and args.mlm == causal:
@@ -293,6 +288,8 @@ def run(args: argparse.Namespace, world: World) -> int:
         logger.info("no loss uses the teacher %s: it only serves to measure the agreement", args.teacher_name)
     utils.set_seed(args.seed)  # the student's random weights are drawn from this
     student, teacher = build_models(args, student_cfg, world.device)
+    if args.alpha_cos and student.dim != teacher.dim:
+        logger.info("hidden states are compared through a learned projection from %d to %d", student.dim, teacher.dim)
     parameters = describe_run(args, text, data, tokenizer, teacher, dtype, world)
     if state:
         check_resume(run_folder.load_parameters(args.dump_path), parameters, student.uses_dropout)

@@ -159,6 +159,11 @@ class LanguageModel(nn.Module):
         """(n, dim) -> (n, voc_size)."""
         return self.model.get_submodule(self.family.projection)
 
+    @property
+    def dim(self) -> int:
+        """Of the hidden states."""
+        return self.model.config.hidden_size
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, dim) last hidden states -> (n, voc_size)."""
         return self.projection(self.transform(hidden))

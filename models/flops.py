@@ -83,10 +83,14 @@ class TrainingWork:
     Args:
         teacher: None if no loss needs it.
         needs_logits: whether a loss needs the teacher's logits.
+        beside: what is trained beside the student, and applied to every token.
     """
 
-    def __init__(self, student: LanguageModel, teacher: LanguageModel | None, needs_logits: bool) -> None:
+    def __init__(
+        self, student: LanguageModel, teacher: LanguageModel | None, needs_logits: bool, beside: nn.Module
+    ) -> None:
         self.student = MatrixWork(student)
+        self.student.per_token += 2 * _matrix_weights(beside)
         self.teacher = MatrixWork(teacher, needs_logits) if teacher else None
 
     def flops(self, counts) -> float:

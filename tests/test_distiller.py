@@ -30,10 +30,11 @@ RECIPES = {
 }
 
 
-def straightforward(student, teacher, batches, recipe: Recipe) -> torch.Tensor:
+def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> torch.Tensor:
     """The loss of the blueprint, written down as it reads: full logits, one padded batch, boolean selection.
 
     `batches` are (input_ids, attended, lm_labels) triples, each (bs, seq_length); labels are -100 where there is none.
+    `widen` is (t_dim, s_dim), for a student of another width.
     """
     kl, mse, n_kl, hard, n_hard, cos, n_cos = (0.0,) * 7
     for input_ids, attended, labels in batches:
@@ -57,6 +58,7 @@ def straightforward(student, teacher, batches, recipe: Recipe) -> torch.Tensor:
             )
             n_hard += (labels != -100).sum()
         h_s, h_t = out_s.hidden_states[-1][attended], out_t.hidden_states[-1][attended]
+        h_s = h_s if widen is None else h_s @ widen.T
         cos = cos + (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).sum()
         n_cos += attended.sum()
     return (
@@ -67,13 +69,20 @@ def straightforward(student, teacher, batches, recipe: Recipe) -> torch.Tensor:
     )
 
 
-def distill_once(student, teacher, micro_batches, recipe: Recipe) -> tuple[float, dict]:
-    """The loss that a Distiller logs for one step, and the gradients that it hands to the optimizer."""
+def make_distiller(student, teacher, recipe: Recipe) -> Distiller:
     sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
     world = World(torch.device("cpu"))
     data = RunData(SimpleNamespace(), sampler, None, 0, {})
-    distiller = Distiller(recipe, LanguageModel(student), LanguageModel(teacher), data, world, torch.float32, None)
-    gradients = {}
+    return Distiller(recipe, LanguageModel(student), LanguageModel(teacher), data, world, torch.float32, None)
+
+
+def distill_once(student, teacher, micro_batches, recipe: Recipe) -> tuple[float, dict]:
+    return take_step(make_distiller(student, teacher, recipe), micro_batches)
+
+
+def take_step(distiller: Distiller, micro_batches) -> tuple[float, dict]:
+    """The loss that a Distiller logs for one step, and the gradients that it hands to the optimizer."""
+    student, gradients = distiller.student.model, {}
 
     def capture(optimizer, *_):
         gradients.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
@@ -123,6 +132,32 @@ def test_masked_losses_equal_the_formula(name, tokenizer, teacher):
     value, gradients = distill_once(student, teacher, micro_batches, recipe)
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients_equal(gradients, exact)
+
+
+def test_a_student_of_another_width_is_compared_through_a_projection_that_learns_too(tokenizer, teacher):
+    recipe = Recipe(**{**ONLY, "alpha_cos": 1.0}, max_grad_norm=1e9, learning_rate=1e-3, warmup_prop=0.0)
+    config = half_depth_config(teacher.config)
+    config.dropout = config.attention_dropout = 0.0
+    config.dim, config.n_heads = 24, 3
+    student = build_student(config, None)
+    generator = np.random.default_rng(0)
+    masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
+    sequences = [generator.integers(5, len(tokenizer), n) for n in (9, 20, 14)]
+    batch = prepare_batch_mlm(sequences, 0, masking, generator, recipe.head_on_all_tokens)
+    distiller = make_distiller(student, teacher, recipe)
+    assert distiller.student.dim == 24
+    widen = distiller.widening.projection.weight
+    exact, exact_widen = copy.deepcopy(student).double(), widen.detach().double().requires_grad_()
+    triples = [triple(batch, batch.input_ids.shape)]
+    loss = straightforward(exact, copy.deepcopy(teacher).double(), triples, recipe, exact_widen)
+    loss.backward()
+    before = widen.detach().clone()
+    value, gradients = take_step(distiller, [batch])
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert_gradients_equal(gradients, exact)
+    assert ((before - widen) * exact_widen.grad).sum() > 0  # a step against the gradient
+    same = make_distiller(student, teacher, recipe).widening.projection.weight
+    assert torch.equal(same, before)  # drawn from the seed
 
 
 def test_accumulated_micro_batches_equal_one_large_batch(tokenizer, teacher):

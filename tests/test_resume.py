@@ -172,6 +172,22 @@ def test_a_line_that_a_kill_cut_is_dropped_and_what_is_no_row_is_named(workspace
     assert "parameters.json does not hold the flags of a run" in capsys.readouterr().err
 
 
+def test_a_student_of_another_width_resumes_with_its_projection(workspace, tmp_path):
+    """The projection of hidden states is in the state, but not in the model."""
+    flags = ["--dim", 24, "--n_heads", 3, "--n_layers", 2, "--dropout", 0, "--attention_dropout", 0, "--n_epoch", 2,
+             "--checkpoint_interval", 5, "--keep_checkpoints", 99]  # fmt: skip
+    train(workspace, tmp_path / "whole", *flags)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for step in steps_of(tmp_path / "run" / "checkpoints"):
+        if step > 5:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{step}")
+    train(workspace, tmp_path / "run", *flags, "--resume")
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+    weights, whole = weights_of(tmp_path / "run"), weights_of(tmp_path / "whole")
+    assert all(torch.equal(weights[name], value) for name, value in whole.items())
+    assert not any("widening" in name or "projection" in name for name in weights)
+
+
 def test_killed_at_any_moment_it_can_be_resumed(workspace, tmp_path, flags):
     """SIGKILL from outside, as soon as some steps are done."""
     run = tmp_path / "run"

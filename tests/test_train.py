@@ -352,7 +352,6 @@ def test_a_command_of_the_later_generation_runs(workspace, tmp_path):
         (["--teacher_name", "no-such-model"], "no-such-model"),
         (["--tokenizer_name", "no-such-tokenizer"], "no-such-tokenizer"),
         (["--student_config", "{t}/none.json"], "none.json does not exist"),
-        (["--student_config", "{t}/wide.json"], "--alpha_cos compares hidden states"),
         (["--student_config", "{t}/other_vocabulary.json"], "do not share a vocabulary"),
         (["--student_config", "{t}/wide.json", "--n_layers", "2"], "--n_layers contradicts"),
         (["--student_pretrained_weights", "{t}/none.pth"], "none.pth does not exist"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 class Terms(NamedTuple):
@@ -60,6 +61,20 @@ def cross_entropy(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Returns: (n,) float32.
     """
     return F.cross_entropy(s_logits.float(), labels, reduction="none")
+
+
+class Widening(nn.Module):
+    """A learned projection of the student's hidden states to the teacher's width, so that their directions can be
+    compared. It serves the training only, and is no part of the student. Where both are of one width, nothing is done.
+    """
+
+    def __init__(self, s_dim: int, t_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Identity() if s_dim == t_dim else nn.Linear(s_dim, t_dim, bias=False)
+
+    def forward(self, s_hidden: torch.Tensor) -> torch.Tensor:
+        """(n, s_dim) -> (n, t_dim)."""
+        return self.projection(s_hidden)
 
 
 def cosine(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
