@@ -107,6 +107,8 @@ def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: Pret
         raise InputError(f"{flag}: a {student.model_type} is {'' if causal else 'not '}a causal model.")
     if not causal and tokenizer.mask_token_id is None:
         raise InputError(f"the tokenizer {tokenizer.name_or_path} has no mask token, so nothing can be masked.")
+    if causal and args.whole_word_mask:
+        raise InputError(f"--whole_word_mask: a {student.model_type} is causal, so nothing is masked.")
     if causal and args.alpha_mlm:
         raise InputError(f"--alpha_mlm {args.alpha_mlm}: a {student.model_type} is causal; use --alpha_clm.")
     if not causal and args.alpha_clm:

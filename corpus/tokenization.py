@@ -64,6 +64,25 @@ def has_boundaries(ids: np.ndarray, offsets: np.ndarray, special_ids: dict) -> n
     return right
 
 
+def word_beginnings(tokenizer) -> np.ndarray:
+    """(voc_size,) bool, which tokens begin a word, or are a punctuation mark.
+
+    Told by how the vocabulary marks its pieces: WordPiece those that go on ("##s"), byte-level BPE ("Ġword") and
+    SentencePiece ("▁word") those that come after a blank.
+
+    Raises: InputError if it marks neither.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    if any(token.startswith("##") and len(token) > 2 for token in tokens):
+        return np.array([not token.startswith("##") for token in tokens])
+    for blank in ("Ġ", "▁"):
+        if sum(token.startswith(blank) for token in tokens) > 1:
+            return np.array([token.startswith(blank) or not token[:1].isalnum() for token in tokens])
+    raise InputError(
+        f"--whole_word_mask: the vocabulary of {tokenizer.name_or_path} does not tell where words begin; mask tokens."
+    )
+
+
 class LineEncoder:
     """Lines of text -> flat ids with boundary tokens, on all cores. Special tokens in the text are text like any other:
     a line that says "[SEP]" does not end there."""

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,36 @@ def test_replacement_of_chosen_tokens_is_80_10_10(masking):
     assert abs(masked_n / n - 0.8) < sigma(0.8)
     kept = 0.1 + 0.1 / 96  # a random token is the old one in one of 96 cases
     assert abs(kept_n / n - kept) < sigma(kept)
+
+
+def test_whole_words_are_chosen_as_often_as_tokens_would_be(masking):
+    """Even ids begin a word, odd ones go on with it; a word of three tokens counts as three."""
+    generator = np.random.default_rng(0)
+    begins = np.arange(100) % 2 == 0
+    whole = dataclasses.replace(masking, begins_word=begins)
+    pieces = lambda n: [4 + 2 * generator.integers(48)] + [5 + 2 * generator.integers(47) for _ in range(n - 1)]
+    shares = []
+    for _ in range(300):
+        words = [pieces(n) for n in generator.integers(1, 4, 60)]
+        row = np.concatenate([[1], *words, [2], *words[:9], [2]])
+        _, chosen = draw_mask(row[None], np.ones((1, len(row)), bool), whole, generator)
+        shares.append((len(chosen) - np.ceil(0.15 * len(row))) / len(row))
+        word_of = np.cumsum(begins[row] | (row < 4) | np.concatenate([[True], row[:-1] < 4]))
+        assert row[chosen].min() >= 4
+        together = np.isin(word_of, word_of[chosen])
+        assert (np.flatnonzero(together) == chosen).all()  # every token of each chosen word
+    assert np.mean(shares) == pytest.approx(0, abs=0.003)
+
+
+def test_whole_words_are_drawn_by_their_weight():
+    """Of three words, one of two tokens: the first choice has the probabilities of the weights."""
+    weights = np.array([0, 1.0, 2.0, 4.0, 1.0])
+    masking = Masking(weights, np.arange(1, 5), 0, 1e-6, begins_word=np.array([True, True, True, True, False]))
+    generator = np.random.default_rng(0)
+    ids, n = np.array([[1, 2, 3, 4]]), 20_000  # the last goes on with the third: their mean is 2.5
+    first = [draw_mask(ids, np.ones((1, 4), bool), masking, generator)[1][0] for _ in range(n)]
+    found = np.bincount(first, minlength=4) / n
+    np.testing.assert_allclose(found, np.array([1, 2, 2.5, 0]) / 5.5, atol=0.015)
 
 
 def test_tokens_are_chosen_by_the_exact_power_law(masking):

@@ -1,8 +1,40 @@
 """What the toolkit asks of a tokenizer."""
 
-from corpus.tokenization import tokenizer_short_name
+import pytest
+
+from corpus.tokenization import tokenizer_short_name, word_beginnings
+from utils import InputError
 
 
 def test_short_name_is_the_last_path_component():
     for name in ("bert-base-uncased", "org/bert-base-uncased", "/models/bert-base-uncased/"):
         assert tokenizer_short_name(name) == "bert-base-uncased"
+
+
+@pytest.mark.parametrize("tokens, begin", [
+    (["[UNK]", "the", "##s", "-", "a"], [True, True, False, True, True]),
+    (["Ġthe", "s", "Ġa", ".", "Ġ", "'s", "9"], [True, False, True, True, True, True, False]),
+    (["▁the", "s", "▁a", ",", "<s>"], [True, False, True, True, True]),
+])  # fmt: skip
+def test_where_words_begin_is_told_by_the_vocabulary(tokens, begin):
+    assert word_beginnings(Vocabulary(tokens)).tolist() == begin
+
+
+def test_a_vocabulary_that_does_not_tell_is_refused():
+    with pytest.raises(InputError, match="does not tell where words begin"):
+        word_beginnings(Vocabulary(["a", "b", "c"]))
+
+
+class Vocabulary:
+    """As much of a tokenizer as tells its tokens."""
+
+    name_or_path = "some"
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def convert_ids_to_tokens(self, ids):
+        return [self.tokens[i] for i in ids]

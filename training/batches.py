@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from corpus.tokenization import word_beginnings
 from grouped_batch_sampler import GROUP_WIDTH, GroupedBatchSampler, create_lengths_groups
 from lm_seqs_dataset import LmSeqsDataset
 from training.distributed import World
@@ -35,6 +36,7 @@ class Masking:
         mask_id: [MASK].
         proportion: share of the attended tokens that is chosen.
         word_mask, word_keep, word_rand: of those, the shares that become [MASK], stay, become a random token.
+        begins_word: (voc_size,) bool, which tokens begin a word, for masks of whole words; None: tokens are chosen.
     """
 
     token_probs: np.ndarray
@@ -44,14 +46,15 @@ class Masking:
     word_mask: float = Recipe.word_mask
     word_keep: float = Recipe.word_keep
     word_rand: float = Recipe.word_rand
+    begins_word: np.ndarray | None = None
 
     @classmethod
-    def of_tokenizer(cls, tokenizer, counts: np.ndarray, smoothing: float = 0.0, **shares: float) -> "Masking":
+    def of_tokenizer(cls, tokenizer, counts: np.ndarray, smoothing: float = 0.0, **more) -> "Masking":
         """Tokens are chosen with weight max(count, 1) ** -smoothing, special ones never (Lample and Conneau, 2019,
         section 3.3)."""
         probs = np.maximum(counts, 1).astype(np.float64) ** -smoothing
         probs[tokenizer.all_special_ids] = 0.0
-        return cls(probs, np.flatnonzero(probs), tokenizer.mask_token_id, **shares)
+        return cls(probs, np.flatnonzero(probs), tokenizer.mask_token_id, **more)
 
     @classmethod
     def of_recipe(cls, tokenizer, counts: np.ndarray, recipe: Recipe) -> "Masking":
@@ -64,13 +67,16 @@ class Masking:
             word_mask=recipe.word_mask,
             word_keep=recipe.word_keep,
             word_rand=recipe.word_rand,
+            begins_word=word_beginnings(tokenizer) if recipe.whole_word_mask else None,
         )
 
     def is_like(self, other: "Masking") -> bool:
         """Whether both draw from the same distribution."""
         shares = ("proportion", "word_mask", "word_keep", "word_rand")
-        return np.array_equal(self.token_probs, other.token_probs) and all(
-            getattr(self, name) == getattr(other, name) for name in shares
+        return (
+            np.array_equal(self.token_probs, other.token_probs)
+            and all(getattr(self, name) == getattr(other, name) for name in shares)
+            and (self.begins_word is None) == (other.begins_word is None)
         )
 
 
@@ -141,8 +147,12 @@ def draw_mask(ids: np.ndarray, attended: np.ndarray, masking: Masking, generator
     weights = masking.token_probs[flat] * attended.ravel()
     candidates = np.flatnonzero(weights)
     n_chosen = min(int(np.ceil(masking.proportion * attended.sum())), candidates.size)
-    times = generator.exponential(size=candidates.size) / weights[candidates]
-    chosen = np.sort(candidates[np.argpartition(times, n_chosen - 1)[:n_chosen]] if n_chosen else candidates[:0])
+    if masking.begins_word is None:
+        times = generator.exponential(size=candidates.size) / weights[candidates]
+        chosen = np.sort(candidates[np.argpartition(times, n_chosen - 1)[:n_chosen]] if n_chosen else candidates[:0])
+    else:
+        chosen = _choose_words(flat, candidates, weights[candidates], n_chosen, masking.begins_word, generator)
+        n_chosen = len(chosen)
 
     kind = generator.random(n_chosen) * (masking.word_mask + masking.word_keep + masking.word_rand)
     random_ids = masking.random_ids[generator.integers(len(masking.random_ids), size=n_chosen)]
@@ -152,6 +162,25 @@ def draw_mask(ids: np.ndarray, attended: np.ndarray, masking: Masking, generator
     masked[chosen[is_masked]] = masking.mask_id
     masked[chosen[is_random]] = random_ids[is_random]
     return masked.reshape(ids.shape), chosen
+
+
+def _choose_words(flat, candidates, weights, n_tokens: int, begins_word, generator) -> np.ndarray:
+    """Sorted positions of whole words that have about `n_tokens` tokens together, drawn as `draw_mask` draws tokens; a
+    word's weight is the mean of its tokens' (Devlin et al., 2019, as their code was revised).
+
+    Args:
+        candidates: (n,) positions in `flat` that may be chosen, with (n,) `weights`.
+    """
+    if not n_tokens:
+        return candidates[:0]
+    begins = begins_word[flat[candidates]] | (np.diff(candidates, prepend=-2) > 1)  # or stands after a special token
+    word = np.cumsum(begins) - 1  # (n,)
+    lengths = np.bincount(word)
+    order = np.argsort(generator.exponential(size=len(lengths)) * lengths / np.bincount(word, weights))
+    middles = np.cumsum(lengths[order]) - lengths[order] / 2  # so that the mean number of tokens is right
+    taken = np.zeros(len(lengths), bool)
+    taken[order[: max(1, int((middles <= n_tokens).sum()))]] = True
+    return candidates[taken[word]]
 
 
 def prepare_batch_mlm(

@@ -146,6 +146,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         type=real(0, 10),
         help="chosen with weight count^-smoothing; 0: evenly (%(default)s)",
     )
+    group.add_argument(
+        "--whole_word_mask", action=switch, help="choose whole words, and not pieces of them (default: off)"
+    )
 
     group = parser.add_argument_group("optimization")
     group.add_argument("--n_epoch", type=integer(1), help="times through the text (%(default)s)")

@@ -25,6 +25,7 @@ class Recipe:
     word_keep: float = 0.1
     word_rand: float = 0.1
     mlm_smoothing: float = 0.7
+    whole_word_mask: bool = False
     # batches and steps
     n_epoch: int = 3
     batch_size: int = 5
