@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from grouped_batch_sampler import GROUP_WIDTH
@@ -23,17 +30,28 @@ class Settings:
     batch_size: int = 32
     warmup_prop: float = 0.1
     weight_decay: float = 0.01
+    dropout: float = 0.1  # whatever the model was trained with
 
 
-def load_for(auto_class: type, name: str, **options) -> PreTrainedModel:
+DROPOUTS = (  # names in configurations
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
+    "mlp_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+)  # fmt: skip
+
+
+def load_for(auto_class: type, name: str, dropout: float | None = None, **options) -> PreTrainedModel:
     """A model with the head of a task, which starts from random weights unless the folder has one.
 
     Args:
         auto_class: such as AutoModelForSequenceClassification.
+        dropout: in place of its own, in all its layers.
 
     Raises: InputError if it can't be loaded, or weights of its body are missing.
     """
     try:
+        if dropout is not None:
+            own = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            options |= {key: dropout for key in DROPOUTS if hasattr(own, key)}
         model, report = auto_class.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
         )

@@ -49,6 +49,16 @@ students() {
 students --rows all no_teacher random_init
 students --tasks CoLA RTE
 
+say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
+squad() {
+    [ -s "$folder/squad_$1/results.json" ] || python scripts/run_squad_w_distillation.py --model_name_or_path "$folder/$2" \
+        --train_file "$folder"/squad/train-*.json --predict_file "$folder"/squad/dev-*.json \
+        --output_dir "$folder/squad_$1" --overwrite_output_dir "${@:3}"
+}
+squad teacher teacher
+squad student students/all
+squad distilled students/all --teacher_name_or_path "$folder/squad_teacher"
+
 say "Sizes, times, and all of it on one page"
 models=("$folder/teacher" "$folder/students/all")
 python scripts/run_glue.py --models "${models[@]}" --data_dir "$folder/glue" --tasks STS-B --seeds 1 --max_train_examples 10000 \

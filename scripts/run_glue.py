@@ -65,6 +65,9 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--warmup_prop", type=real(0, 1), default=Settings.warmup_prop, help="(%(default)s)")
     group.add_argument("--weight_decay", type=real(0, 1), default=Settings.weight_decay, help="(%(default)s)")
     group.add_argument(
+        "--dropout", type=real(0, 1), default=Settings.dropout, help="whatever the models have (%(default)s)"
+    )
+    group.add_argument(
         "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
     )
     group.add_argument(
@@ -85,8 +88,8 @@ def fine_tune_and_score(
     from transformers import AutoModelForSequenceClassification
 
     utils.set_seed(seed)  # the head is drawn from this
-    model = load_for(AutoModelForSequenceClassification, name, num_labels=len(task.labels) or 1)
-    settings = Settings(args.n_epoch, args.learning_rate, args.batch_size, args.warmup_prop, args.weight_decay)
+    settings = settings_of(args)
+    model = load_for(AutoModelForSequenceClassification, name, settings.dropout, num_labels=len(task.labels) or 1)
     length = args.max_length or task.max_length
     make_label = float if task.is_regression else int
     features = encode(tokenizer, model, [example.texts for example in train], length)
@@ -103,6 +106,12 @@ def fine_tune_and_score(
     return metrics
 
 
+def settings_of(args: argparse.Namespace) -> Settings:
+    return Settings(
+        args.n_epoch, args.learning_rate, args.batch_size, args.warmup_prop, args.weight_decay, args.dropout
+    )
+
+
 def kept_at(args: argparse.Namespace, name: str, task: str, seed: int) -> Path:
     """Where --save_models keeps a fine-tuned model."""
     return Path(args.save_models) / f"{Path(name).name}-{task}-{seed}"
@@ -110,8 +119,7 @@ def kept_at(args: argparse.Namespace, name: str, task: str, seed: int) -> Path:
 
 def conditions(args: argparse.Namespace, task: Task, dtype: torch.dtype) -> dict:
     """What makes two scores of one model and seed the same."""
-    settings = Settings(args.n_epoch, args.learning_rate, args.batch_size, args.warmup_prop, args.weight_decay)
-    return asdict(settings) | {
+    return asdict(settings_of(args)) | {
         "max_length": args.max_length or task.max_length,
         "max_train_examples": args.max_train_examples,
         "dtype": str(dtype).removeprefix("torch."),

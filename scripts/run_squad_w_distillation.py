@@ -88,6 +88,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--warmup_prop", type=real(0, 1), default=Settings.warmup_prop, help="(%(default)s)")
     group.add_argument("--weight_decay", type=real(0, 1), default=Settings.weight_decay, help="(%(default)s)")
+    group.add_argument(
+        "--dropout", type=real(0, 1), default=Settings.dropout, help="whatever the model has (%(default)s)"
+    )
     group.add_argument("--seed", type=integer(0, 2**31 - 1), default=42, help="(%(default)s)")
     add_precision_flags(parser)
     parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
@@ -149,9 +152,9 @@ def check_flags(args: argparse.Namespace, tokenizer) -> None:
             raise InputError(f"{args.teacher_name_or_path} does not share the vocabulary of {args.model_name_or_path}.")
 
 
-def load(name: str, flag: str, family: str | None, max_seq_length: int):
+def load(name: str, flag: str, family: str | None, max_seq_length: int, dropout: float | None = None):
     """A model with a head for spans, of the family that was named."""
-    model = load_for(AutoModelForQuestionAnswering, name)
+    model = load_for(AutoModelForQuestionAnswering, name, dropout)
     if family and model.config.model_type != family:
         raise InputError(f"{flag} {family}: {name} is a {model.config.model_type}.")
     if max_seq_length > (limit := getattr(model.config, "max_position_embeddings", max_seq_length)):
@@ -203,10 +206,11 @@ def main(args: argparse.Namespace) -> None:
     device = init_world(args.n_gpu).device
     dtype = choose_dtype(args, device)
     utils.set_seed(args.seed)  # the head is drawn from this
-    model = load(args.model_name_or_path, "--model_type", args.model_type, args.max_seq_length)
+    model = load(args.model_name_or_path, "--model_type", args.model_type, args.max_seq_length, args.dropout)
     settings = Settings(
-        args.num_train_epochs, args.learning_rate, args.per_gpu_train_batch_size, args.warmup_prop, args.weight_decay
-    )
+        args.num_train_epochs, args.learning_rate, args.per_gpu_train_batch_size, args.warmup_prop, args.weight_decay,
+        args.dropout,
+    )  # fmt: skip
     tuner = FineTuner(model, tokenizer, settings, args.seed, dtype, use_cpu=device.type == "cpu")
     folder = Path(args.output_dir)
     if args.train_file:

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import run_glue
+import torch
 from glue_files import write_task
 from workspace import load_tokenizer, run, train
 
+from evaluation.fine_tuning import load_for
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import mean_hidden_states
 
@@ -29,7 +31,7 @@ def student(workspace, tmp_path_factory):
 
 def flags_of(workspace, student, glue, output):
     return ["--models", workspace / "bert-base-uncased", student, "--data_dir", glue, "--n_gpu", 0, "--fp32",
-            "--batch_size", 8, "--learning_rate", 3e-3, "--output", output]  # fmt: skip
+            "--batch_size", 8, "--learning_rate", 3e-3, "--dropout", 0, "--output", output]  # fmt: skip
 
 
 def rows_in(output):
@@ -67,6 +69,14 @@ def test_a_score_is_the_same_whenever_it_is_made(tmp_path, workspace, student, g
         flags = flags_of(workspace, student, glue, tmp_path / name)
         run(run_glue, *flags, "--tasks", "RTE", "--seeds", 7, "--n_epoch", 1)
     assert rows_in(tmp_path / "a")[1]["metrics"] == rows_in(tmp_path / "b")[1]["metrics"]
+
+
+def test_dropout_is_the_one_that_is_asked_for(workspace, student):
+    from transformers import AutoModelForSequenceClassification
+
+    for name in (workspace / "bert-base-uncased", student):
+        body = load_for(AutoModelForSequenceClassification, str(name), 0.25).base_model
+        assert {module.p for module in body.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
 
 
 def test_fine_tuned_models_can_be_kept(tmp_path, workspace, student, glue):
