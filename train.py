@@ -26,7 +26,7 @@ from corpus.files import TokenCorpus, open_corpus
 from corpus.overlap import load_overlap
 from corpus.parallel import n_cores
 from corpus.token_counts import count_tokens, load_token_counts
-from corpus.tokenization import describe_tokenizer, load_tokenizer
+from corpus.tokenization import describe_tokenizer, load_tokenizer, vocabulary_difference
 from distiller import Distiller
 from evaluation import held_out
 from grouped_batch_sampler import GroupedBatchSampler
@@ -85,6 +85,21 @@ def student_config(args: argparse.Namespace, teacher: PretrainedConfig | None, t
             f"change --dim or --n_heads."
         )
     return config
+
+
+def check_vocabularies(name: str, tokenizer, *models: str | None) -> None:
+    """The tokenizers that the models bring with them must be the run's. Raises: InputError that says where they differ.
+
+    Args:
+        name: of the run's tokenizer.
+    """
+    for model in dict.fromkeys(model for model in models if model and model != name):
+        try:
+            own = load_tokenizer(model)
+        except InputError:
+            continue  # it brings none
+        if difference := vocabulary_difference(tokenizer, own):
+            raise InputError(f"{name} and {model} do not share a vocabulary: {difference}.")
 
 
 def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: PretrainedConfig | None, tokenizer) -> None:
@@ -203,6 +218,7 @@ def load_configs(args: argparse.Namespace):
     student_name = whole_model(args.student_pretrained_weights)
     args.tokenizer_name = args.tokenizer_name or args.teacher_name or student_name or DEFAULT_TEACHER
     tokenizer = load_tokenizer(args.tokenizer_name)
+    check_vocabularies(args.tokenizer_name, tokenizer, args.teacher_name, student_name)
     student = student_config(args, teacher, tokenizer)
     check_fit(args, student, teacher, tokenizer)
     return tokenizer, student, teacher

@@ -35,6 +35,17 @@ def describe_tokenizer(tokenizer) -> dict:
     }
 
 
+def vocabulary_difference(tokenizer, other) -> str | None:
+    """Where two tokenizers' vocabularies differ, in words; None if they don't."""
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return None
+    by_id = [{id_: token for token, id_ in vocabulary.items()} for vocabulary in (ours, theirs)]
+    differing = sorted(id_ for id_ in by_id[0].keys() | by_id[1].keys() if by_id[0].get(id_) != by_id[1].get(id_))
+    names = [repr(tokens[differing[0]]) if differing[0] in tokens else "nothing" for tokens in by_id]
+    return f"{len(differing):,} entries differ, the first is {differing[0]}: {names[0]} and {names[1]}"
+
+
 def tokenizer_short_name(name: str) -> str:
     """The last component of a hub name or path: `org/bert` and `/models/bert/` both give `bert`."""
     return Path(name).name

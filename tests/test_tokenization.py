@@ -2,7 +2,7 @@
 
 import pytest
 
-from corpus.tokenization import tokenizer_short_name, word_beginnings
+from corpus.tokenization import tokenizer_short_name, vocabulary_difference, word_beginnings
 from utils import InputError
 
 
@@ -25,6 +25,13 @@ def test_a_vocabulary_that_does_not_tell_is_refused():
         word_beginnings(Vocabulary(["a", "b", "c"]))
 
 
+def test_where_two_vocabularies_differ_is_told():
+    one, other = Vocabulary(["a", "b", "c"]), Vocabulary(["a", "x", "c", "d"])
+    assert vocabulary_difference(one, one) is None
+    assert vocabulary_difference(one, other) == "2 entries differ, the first is 1: 'b' and 'x'"
+    assert vocabulary_difference(one, Vocabulary(["a", "b"])) == "1 entries differ, the first is 2: 'c' and nothing"
+
+
 class Vocabulary:
     """As much of a tokenizer as tells its tokens."""
 
@@ -35,6 +42,9 @@ class Vocabulary:
 
     def __len__(self):
         return len(self.tokens)
+
+    def get_vocab(self):
+        return {token: id_ for id_, token in enumerate(self.tokens)}
 
     def convert_ids_to_tokens(self, ids):
         return [self.tokens[i] for i in ids]

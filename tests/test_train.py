@@ -341,6 +341,14 @@ def test_a_command_of_the_later_generation_runs(workspace, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
+def swap_tokens(folder, one, other):
+    """Exchanges two entries of the vocabulary of the tokenizer in a folder."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -354,6 +362,7 @@ def test_a_command_of_the_later_generation_runs(workspace, tmp_path):
         (["--student_config", "{t}/none.json"], "none.json does not exist"),
         (["--student_config", "{t}/other_vocabulary.json"], "do not share a vocabulary"),
         (["--student_config", "{t}/wide.json", "--n_layers", "2"], "--n_layers contradicts"),
+        (["--student_pretrained_weights", "{t}/swapped"], "2 entries differ, the first is 6: 'a' and 'b'"),
         (["--student_pretrained_weights", "{t}/none.pth"], "none.pth does not exist"),
         (["--student_pretrained_weights", "{t}/hostile.pth"], "hostile.pth is no file of weights"),
         (["--student_pretrained_weights", "{t}/misfit.pth"], "misfit.pth does not fit"),
@@ -383,6 +392,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(workspace, tmp_path, c
     shape = {"model_type": "distilbert", "n_layers": 1, "n_heads": 2, "dim": 64, "hidden_dim": 64}
     (tmp_path / "wide.json").write_text(json.dumps({**shape, "vocab_size": vocab_size}))
     (tmp_path / "other_vocabulary.json").write_text(json.dumps({**shape, "dim": 32, "vocab_size": 30522}))
+    swap_tokens(shutil.copytree(workspace / "bert-base-uncased", tmp_path / "swapped"), "a", "b")
     torch.save({"vocab_projector.bias": torch.zeros(7)}, tmp_path / "misfit.pth")
     torch.save([os.system], tmp_path / "hostile.pth")
     flags = [flag.format(w=workspace, t=tmp_path) for flag in flags]
