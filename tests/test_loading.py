@@ -25,7 +25,7 @@ def test_configurations_of_the_original_load(tmp_path):
 
 def test_other_families_are_named(tmp_path):
     (tmp_path / "t5.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(InputError, match="'t5' are not supported; these are: distilbert, bert, roberta, gpt2"):
+    with pytest.raises(InputError, match="'t5' are not supported; these are: distilbert, bert, roberta, xlm-roberta"):
         family_of(load_config(tmp_path / "t5.json"))
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=r"broken\.json"):
