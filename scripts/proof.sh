@@ -9,8 +9,8 @@
 # continues where it was.
 set -euo pipefail
 folder=$(realpath "$1") seeds=$(seq -s ' ' 1 "${2:-3}")
+set -- # what is sourced would take this script's arguments for its own
 source "$(dirname "$0")/environment.sh"
-cd "$(dirname "$0")/.."
 export DISTIL_LOG=$folder/log.txt
 
 say "Text: every 330th block of 64 sequences is held out, a quarter of the rest is the teacher's, the rest the students'"
