@@ -72,8 +72,7 @@ class Distiller:
         self.log_interval = recipe.log_interval or min(500, max(1, self.n_steps // 100))
         self.eval_interval = recipe.eval_interval or max(1, self.n_steps // N_EVALUATIONS)
 
-        trained = nn.ModuleList([student, self.widening])
-        self.optimization = Optimization(trained, recipe, self.n_steps, world, dtype)
+        self.optimization = Optimization(nn.ModuleList([student, self.widening]), recipe, self.n_steps, world, dtype)
         self.alphas = Terms(recipe.alpha_ce, recipe.alpha_mse, recipe.alpha_mlm + recipe.alpha_clm, recipe.alpha_cos)
         names = Terms(ce="ce", mse="mse", labels="clm" if student.family.causal else "mlm", cos="cos")
         self.meter = Meter(names, self.alphas, self.n_steps, world, self.peak_flops)

@@ -14,7 +14,6 @@ one's own is made. The flags of both generations of the original scripts work un
 
 import argparse
 import dataclasses
-import math
 import time
 
 import numpy as np
@@ -139,10 +138,11 @@ def build_data(
     """Indexes the text, and says how it is masked and what of it is held out."""
     chosen = held_out.held_out_sequences(len(text), 0 if args.valid_data_file else args.valid_share)
     special_ids = describe_tokenizer(tokenizer)["special_ids"]
-    left_out = load_overlap(args.leave_out, text) if args.leave_out else chosen[:0]
-    train_set = LmSeqsDataset(text, special_ids, length, np.union1d(chosen, left_out), world.make_once)
+    left_out = load_overlap(args.leave_out, text) if args.leave_out else None
+    excluded = chosen if left_out is None else np.union1d(chosen, left_out)
+    train_set = LmSeqsDataset(text, special_ids, length, excluded, world.make_once)
     train_set.log_summary(f"training text {text}")
-    if len(left_out):
+    if left_out is not None:
         logger.info("%s: %s sequences are left out", args.leave_out, f"{len(left_out):,}")
     sampler = GroupedBatchSampler(
         train_set.lengths,
@@ -170,13 +170,12 @@ def build_data(
             counts = world.make_once(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
         masking = Masking.of_recipe(tokenizer, counts, recipe)
     evaluated = held_out.with_training_masks(held_out_text, masking, tokenizer) if held_out_text else {}
-    return RunData(train_set, sampler, masking, held_out.padding_id(tokenizer), evaluated)
+    return RunData(train_set, sampler, masking, held_out.padding_id(tokenizer), evaluated, left_out)
 
 
-def log_small_steps(recipe: Recipe, data: RunData, world: World) -> None:
+def log_small_steps(run: Distiller) -> None:
     """Says so if a step holds far fewer tokens than the rate was made for."""
-    n_steps = math.ceil(len(data.train_sampler) / (world.size * recipe.gradient_accumulation_steps))
-    tokens = data.train_set.n_tokens / n_steps
+    recipe, tokens = run.recipe, run.data.train_set.n_tokens / run.steps_per_epoch
     if tokens * FAR_FEWER < TOKENS_PER_STEP and recipe.learning_rate >= Recipe.learning_rate:
         logger.info(
             "a step holds some %s tokens, a rate of %g was made for %s: docs/recipe.md says what suits short runs",
@@ -298,7 +297,6 @@ def run(args: argparse.Namespace, world: World) -> int:
         text.verify()
     length = longest_sequence(student_cfg, teacher_cfg, tokenizer)
     data = build_data(args, recipe, text, tokenizer, length, family_of(student_cfg).causal, world)
-    log_small_steps(recipe, data, world)
     state = run_folder.load_state(args.dump_path) if args.resume else None
 
     logger.info("running on %s, computing in %s", describe_device(world.device), str(dtype).split(".")[1])
@@ -315,6 +313,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     if world.is_master and not args.dry_run:
         folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, args.keep_checkpoints)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)
+    log_small_steps(distiller)
     return estimate(distiller, args) if args.dry_run else train(distiller, state, args.dump_path)
 
 
@@ -325,7 +324,7 @@ def describe_run(
     """What parameters.json holds: every flag, and what tells the contents of all that the run reads."""
     return vars(args) | {
         "data": text.identity,
-        "left_out": fingerprint([torch.from_numpy(load_overlap(args.leave_out, text))]) if args.leave_out else None,
+        "left_out": None if data.left_out is None else fingerprint([torch.from_numpy(data.left_out)]),
         "valid_data": data.held_out[""].dataset.corpus.identity if args.valid_data_file else None,
         "masking": fingerprint([torch.from_numpy(data.masking.token_probs)]) if data.masking else None,
         "teacher": fingerprint(teacher.state_dict().values()) if teacher else None,

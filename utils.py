@@ -273,6 +273,17 @@ def quiet_transformers() -> None:
     hub_logging.set_verbosity_error()
 
 
+def distinct_names(paths: list[str], flag: str) -> list[str]:
+    """The last components of hub names or folders, by which a table tells them apart.
+
+    Raises: InputError if two of them are the same.
+    """
+    names = [Path(path).name for path in paths]
+    if len(set(names)) < len(names):
+        raise InputError(f"{flag}: two of them have the same name, which a table could not tell apart.")
+    return names
+
+
 def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
     """A table whose first column is text and whose others are numbers, aligned to the right."""
     rows = [header, *rows]

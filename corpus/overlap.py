@@ -42,7 +42,7 @@ def read_texts(path: str) -> list[str]:
         if path.endswith(".jsonl"):
             return [string for line in lines for string in _strings(json.loads(line))]
         return [field for line in lines for field in line.split("\t")]
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--against {path} is not JSON ({error}).") from None
 
 

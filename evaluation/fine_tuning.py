@@ -1,5 +1,6 @@
 """Fine-tuning a pre-trained model on a task, by the Trainer of `transformers`: settings, encoding, prediction."""
 
+import functools
 import inspect
 import tempfile
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from transformers import (
-    AutoConfig,
     DataCollatorWithPadding,
     PreTrainedModel,
     Trainer,
@@ -17,7 +17,9 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from grouped_batch_sampler import GROUP_WIDTH
-from utils import InputError, progress_bar, reason_of
+from models.families import FAMILIES, max_length
+from models.loading import load_weights, read_config, some
+from utils import InputError, progress_bar
 
 
 @dataclass(frozen=True)
@@ -39,41 +41,63 @@ DROPOUTS = (  # names in configurations
 )  # fmt: skip
 
 
-def load_for(auto_class: type, name: str, dropout: float | None = None, **options) -> PreTrainedModel:
+def load_for(
+    auto_class: type, name: str, tokenizer=None, dropout: float | None = None, head_required: bool = False, **options
+) -> PreTrainedModel:
     """A model with the head of a task, which starts from random weights unless the folder has one.
 
     Args:
         auto_class: such as AutoModelForSequenceClassification.
-        dropout: in place of its own, in all its layers.
+        tokenizer: what the model is to be used with. One that has nothing to pad with, as GPT-2's, pads with its end.
+        dropout: in place of the model's own, in all its layers.
+        head_required: whether a head of random weights is an error.
 
-    Raises: InputError if it can't be loaded, or weights of its body are missing.
+    Raises: InputError if it can't be loaded, weights are missing, or it does not know all of the tokens.
     """
-    try:
-        if dropout is not None:
-            own = AutoConfig.from_pretrained(name, trust_remote_code=False)
-            options |= {key: dropout for key in DROPOUTS if hasattr(own, key)}
-        model, report = auto_class.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
-        )
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise InputError(f"{name}: no model could be loaded from it ({reason_of(error)}).") from None
-    body = f"{model.base_model_prefix}."
-    if missing := sorted(key for key in report["missing_keys"] if key.startswith(body) and "pooler" not in key):
-        raise InputError(f"{name}: weights are missing ({', '.join(missing[:3])}); the folder is not complete.")
+    if dropout is not None:
+        own = read_config(name)
+        options |= dict.fromkeys((key for key in DROPOUTS if hasattr(own, key)), dropout)
+    model, missing = load_weights(auto_class, name, "model", **options)
+    missing = [key for key in missing if "pooler" not in key]
+    if of_body := [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]:
+        raise InputError(f"model {name}: weights are missing, {some(of_body)}; the folder is not complete.")
+    if missing and head_required:
+        raise InputError(f"model {name}: it has no head for this task ({some(missing)} missing); fine-tune it first.")
+    if tokenizer is not None:
+        if len(tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, but {name} only "
+                f"{model.config.vocab_size}; name its own with --tokenizer_name."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+            model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def taken_by(model: torch.nn.Module) -> set[str]:
-    """What its `forward` takes, by name: a DistilBERT takes no token types."""
-    return set(inspect.signature(model.forward).parameters)
+def taken_by(model: torch.nn.Module, features: dict) -> dict:
+    """Those features that its `forward` takes: a DistilBERT takes no token types."""
+    names = _parameters(type(model))
+    return {name: value for name, value in features.items() if name in names}
 
 
-def encode(tokenizer, model: PreTrainedModel, texts: list[tuple[str, ...]], max_length: int) -> list[dict]:
-    """One or two texts each -> what the model's `forward` takes."""
-    columns = list(zip(*texts, strict=True))
-    encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length)
-    names = [name for name in encoded if name in taken_by(model)]
-    return [{name: encoded[name][i] for name in names} for i in range(len(texts))]
+@functools.cache
+def _parameters(model_class: type) -> set[str]:
+    return set(inspect.signature(model_class.forward).parameters)
+
+
+def longest(model: PreTrainedModel, tokenizer, asked: int) -> int:
+    """How many tokens of a text are read, if so many are asked for."""
+    known = model.config.model_type in FAMILIES
+    return min(asked, tokenizer.model_max_length, max_length(model.config) if known else asked)
+
+
+def encode(tokenizer, model: PreTrainedModel, texts: list[tuple[str, ...]], asked: int) -> list[dict]:
+    """One or two texts each, of so many tokens at most -> what the model's `forward` takes."""
+    columns = map(list, zip(*texts, strict=True))
+    encoded = tokenizer(*columns, truncation=True, max_length=longest(model, tokenizer, asked))
+    columns = taken_by(model, encoded)
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(texts))]
 
 
 class FineTuner:

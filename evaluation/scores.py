@@ -6,6 +6,7 @@ was fine-tuned, `metrics` in percent with their mean as `score`, `seconds`, and 
 
 import importlib.metadata
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def append(path: str, row: dict) -> None:
         file.truncate(kept.rfind(b"\n") + 1)  # what a kill left of a line
         file.seek(0, 2)
         file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def versions() -> dict[str, str]:
@@ -77,7 +80,7 @@ def table(rows: list[dict], models: list[str]) -> str:
     others = [task for task in (*TASKS, *sorted({row["task"] for row in rows} - TASKS.keys())) if task not in shared]
     cells = [[task, *(_cell(scores[model].get(task)) for model in models)] for task in shared]
     for title, tasks in _averages(shared):
-        means = [statistics.mean(statistics.median(scores[model][task]) for task in tasks) for model in models]
+        means = [_mean_of_medians(scores[model], tasks) for model in models]
         shares = [f" ({100 * mean / means[0]:.1f} %)" if means[0] > 0 else "" for mean in means]
         cells.append([title, *(f"{mean:.1f}{share}" for mean, share in zip(means, shares, strict=True))])
     cells += [
@@ -96,8 +99,12 @@ def kept(rows: list[dict], teacher: str, student: str) -> float | None:
     shared = [task for task in TASKS if task in theirs and task in own]
     if not shared:
         return None
-    means = [statistics.mean(statistics.median(of[task]) for task in shared) for of in (own, theirs)]
-    return 100 * means[0] / means[1] if means[1] > 0 else None
+    of_teacher = _mean_of_medians(theirs, shared)
+    return 100 * _mean_of_medians(own, shared) / of_teacher if of_teacher > 0 else None
+
+
+def _mean_of_medians(scores: dict[str, list[float]], tasks: list[str]) -> float:
+    return statistics.mean(statistics.median(scores[task]) for task in tasks)
 
 
 def _averages(shared: list[str]) -> list[tuple[str, list[str]]]:

@@ -20,7 +20,7 @@ def mean_hidden_states(name: str, tokenizer, texts: list[str], device: torch.dev
     """(n texts, dim) float64."""
     from transformers import AutoModel, DataCollatorWithPadding
 
-    model = load_for(AutoModel, name).to(device).eval()
+    model = load_for(AutoModel, name, tokenizer).to(device).eval()
     features = encode(tokenizer, model, [(text,) for text in texts], TASKS["STS-B"].max_length)
     collate = DataCollatorWithPadding(tokenizer)
     order = sorted(range(len(texts)), key=lambda i: len(features[i]["input_ids"]))

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from transformers import AutoModelForQuestionAnswering
 
+from corpus.tokenization import load_tokenizer
+from evaluation.fine_tuning import load_for, longest, taken_by
 from utils import InputError, check_input_file
 
 MAX_SEQ_LENGTH, DOC_STRIDE, MAX_QUERY_LENGTH = 384, 128, 64  # tokens
@@ -203,24 +207,18 @@ class QuestionAnswerer:
     """
 
     def __init__(self, name: str) -> None:
-        from transformers import AutoModelForQuestionAnswering
-
-        from corpus.tokenization import load_tokenizer
-        from evaluation.fine_tuning import load_for, taken_by
-
         self.tokenizer = load_tokenizer(name)
-        self.model = load_for(AutoModelForQuestionAnswering, name).eval()
-        self.taken = taken_by(self.model)
+        self.model = load_for(AutoModelForQuestionAnswering, name, self.tokenizer, head_required=True).eval()
 
     def answer(self, question: str, context: str) -> Answer:
         """The likeliest span of the context. A long context is read in windows."""
-        import torch
-
         asked = Question("", question.strip(), context, ())
-        windows = make_windows([asked], self.tokenizer)
+        length = longest(self.model, self.tokenizer, MAX_SEQ_LENGTH)
+        stride, of_question = min(DOC_STRIDE, length // 4), min(MAX_QUERY_LENGTH, length // 4)
+        windows = make_windows([asked], self.tokenizer, length, stride, of_question)
         logits = []
         for window in windows:
-            features = {name: torch.tensor([ids]) for name, ids in window.features.items() if name in self.taken}
+            features = {name: torch.tensor([ids]) for name, ids in taken_by(self.model, window.features).items()}
             with torch.no_grad():
                 output = self.model(**features)
             logits.append((output.start_logits[0].numpy(), output.end_logits[0].numpy()))

@@ -32,6 +32,13 @@ def load_config(name: str) -> PretrainedConfig:
 
     Raises: InputError if there is none, or no model of a known family can be built from it.
     """
+    config = read_config(name)
+    count_parameters(config, name)
+    return config
+
+
+def read_config(name: str) -> PretrainedConfig:
+    """As `load_config`, of a model of any family."""
     quiet_transformers()
     if str(name).endswith(".json") and not Path(name).is_file():
         raise InputError(f"{name} does not exist.")
@@ -46,7 +53,6 @@ def load_config(name: str) -> PretrainedConfig:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # values of any kind can raise nearly anything
         raise InputError(f"{name}: no model configuration could be read ({why_not_loaded(name, error)}).") from None
-    count_parameters(config, name)
     return config
 
 
@@ -90,13 +96,7 @@ def load_language_model(
     needed, free = 4 * count_parameters(config, name), psutil.virtual_memory().available
     if needed > free:
         raise InputError(f"{purpose} {name}: it takes {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free.")
-    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    try:
-        model, report = auto_class(config).from_pretrained(name, trust_remote_code=False, weights_only=True, **options)
-    except Exception as error:  # a damaged file can raise nearly anything
-        problem = _damage(name) or f"the weights could not be loaded ({reason_of(error)})"
-        raise InputError(f"{purpose} {name}: {problem}.") from None
-    missing = sorted(report["missing_keys"])
+    model, missing = load_weights(auto_class(config), name, purpose, config=config)
     encoder = family_of(config).encoder
     if any(key.startswith(f"{encoder}.") for key in missing):
         raise InputError(f"{purpose} {name}: weights are missing, {some(missing)}; the folder is not complete.")
@@ -109,6 +109,20 @@ def load_language_model(
     if missing:
         logger.info("%s %s: its head starts from random weights (%s)", purpose, name, some(missing))
     return model
+
+
+def load_weights(model_class: type, name: str, purpose: str, **options) -> tuple[PreTrainedModel, list[str]]:
+    """A model in float32, and the sorted names of the weights that it has not got from the folder or the hub.
+
+    Raises: InputError if it can't be found or is damaged.
+    """
+    options |= {"dtype": torch.float32, "trust_remote_code": False, "weights_only": True}
+    try:
+        model, report = model_class.from_pretrained(name, output_loading_info=True, **options)
+    except Exception as error:  # a damaged file can raise nearly anything
+        problem = _damage(name) or f"the weights could not be loaded ({reason_of(error)})"
+        raise InputError(f"{purpose} {name}: {problem}.") from None
+    return model, sorted(report["missing_keys"])
 
 
 def _damage(folder: str) -> str | None:

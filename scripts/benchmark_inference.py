@@ -34,7 +34,7 @@ import utils
 from corpus.tokenization import load_tokenizer
 from evaluation.glue import TASKS, Example, read_task, score
 from training.distributed import describe_device, init_world
-from utils import InputError, integer, logger, path
+from utils import integer, logger, path
 
 BODY, ONNX, ONNX_INT8 = "no head", "onnx", "onnx int8"
 FORMS = {  # name -> what it is, for the table
@@ -117,19 +117,17 @@ def torch_form(model: torch.nn.Module, device: torch.device, compiled: bool = Fa
 def make_forms(name: str, args: argparse.Namespace, texts: list, device: torch.device) -> tuple[list[Form], int]:
     """A model in all forms that were asked for, and how many parameters it has."""
     tokenizer = load_tokenizer(args.tokenizer_name or name)
-    model = export_onnx.load_with_its_head(name)
+    model = export_onnx.load_with_its_head(name, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     folder = Path(name) / "onnx" if Path(name).is_dir() else Path("onnx") / Path(name).name
     if {ONNX, ONNX_INT8} & set(args.forms) and not (folder / INT8).is_file():
         logger.info("exporting %s to %s", name, folder)
         export_onnx.export(model, tokenizer, folder)
-    in_order = sorted(texts, key=lambda text: -len(" ".join(text)))  # in larger batches, of similar length
+    length = TASKS[args.task].max_length
     batches = {
-        size: [
-            encode_batch(tokenizer, model, in_order[i : i + size]) for i in range(0, len(texts), size)
-        ]
+        size: [encode_batch(tokenizer, model, texts[i : i + size], length) for i in range(0, len(texts), size)]
         for size in args.batch_sizes
-    }  # fmt: skip
+    }
     n_bytes = size_on_disk(name)
     makers: dict[str, Callable] = {
         "float32": lambda: torch_form(model, device),
@@ -168,7 +166,6 @@ def time_pass(form: Form, batch_size: int) -> list[np.ndarray]:
 def measure(forms: list[Form], args: argparse.Namespace, examples: list[Example]) -> None:
     """Fills in `seconds` and `score`. The first turn, in which code is compiled and memory found, does not count."""
     task = TASKS[args.task]
-    in_order = sorted(examples, key=lambda example: -len(" ".join(example.texts)))  # as `make_forms` has them
     with utils.progress_bar(total=(args.turns + 1) * len(forms) * len(args.batch_sizes), desc="measuring") as bar:
         for turn in range(args.turns + 1):
             for batch_size in args.batch_sizes:
@@ -177,7 +174,7 @@ def measure(forms: list[Form], args: argparse.Namespace, examples: list[Example]
                     if turn == 0:
                         form.seconds[batch_size].clear()
                         if outputs and outputs[0].shape[1] == max(len(task.labels), 1) and form.name != BODY:
-                            form.score = score(task, [np.concatenate(outputs)], [in_order])["score"]
+                            form.score = score(task, [np.concatenate(outputs)], [examples])["score"]
                     bar.update(1)
 
 
@@ -207,7 +204,7 @@ def size_table(forms: list[Form], parameters: dict[str, int]) -> str:
 
 
 def time_table(forms: list[Form], models: list[str], batch_size: int, n: int) -> str:
-    """A row a form; ratios are to the first model in the same form, and to its own float32 in brackets."""
+    """A row a form; ratios are to the first model in the same form."""
     rows = []
     for name, shown in FORMS.items():
         of = {form.model: form for form in forms if form.name == name}
@@ -244,9 +241,7 @@ def accuracy_table(forms: list[Form], models: list[str], task: str) -> str:
 def main(args: argparse.Namespace) -> None:
     if args.output:
         utils.check_output_file(args.output, "--output")
-    models = [Path(name).name for name in args.models]
-    if len(set(models)) < len(models):
-        raise InputError("--models: two of them have the same name, which the tables could not tell apart.")
+    models = utils.distinct_names(args.models, "--models")
     if {ONNX, ONNX_INT8} & set(args.forms):
         export_onnx.require_packages()
     if args.n_threads:
@@ -254,6 +249,7 @@ def main(args: argparse.Namespace) -> None:
     args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
     device = init_world(args.n_gpu).device
     examples = read_task(TASKS[args.task], args.data_dir)[1][0][: args.max_examples]
+    examples.sort(key=lambda example: -len(" ".join(example.texts)))  # in larger batches, of similar length
     forms, parameters = [], {}
     for name, model in zip(args.models, models, strict=True):
         made, parameters[model] = make_forms(name, args, [example.texts for example in examples], device)

@@ -120,26 +120,30 @@ def report(rows: list[dict]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def measure(names: list[str], args: argparse.Namespace, world: World, dtype: torch.dtype) -> list[dict]:
+def measure(
+    names: list[str], tokenizer_name: str | None, files: list[str], share: float | None, turns: int, world: World,
+    dtype: torch.dtype, token_counts: str | None = None, smoothing: float = 0.0,
+) -> list[dict]:  # fmt: skip
     """What the table shows of each model, the teacher first.
 
     Args:
-        args: has `tokenizer_name`, `data_file` or `valid_data_file`, `valid_share`, `token_counts`, and `turns`.
+        files: of binarized text, of which the `share` is read that train.py holds out; None: all of it.
+        turns: of the time measurement.
+        token_counts: file of counts to mask by, with `smoothing`; None: evenly.
     """
-    tokenizer = load_tokenizer(args.tokenizer_name or names[0])
+    tokenizer = load_tokenizer(tokenizer_name or names[0])
     models = [LanguageModel(load_language_model(name, "model", head_required=True)).to(world.device) for name in names]
     for name, model in zip(names, models, strict=True):
         if model.model.config.vocab_size != models[0].model.config.vocab_size:
             raise InputError(f"{name} does not share the teacher's vocabulary.")
-    corpus = open_corpus(args.valid_data_file or args.data_file, tokenizer)
+    corpus = open_corpus(files, tokenizer)
     corpus.verify()
-    chosen = None if args.valid_data_file else held_out.held_out_sequences(len(corpus), args.valid_share)
+    chosen = None if share is None else held_out.held_out_sequences(len(corpus), share)
     causal = models[0].family.causal
     length = min(tokenizer.model_max_length, *(max_length(model.model.config) for model in models))
     masking = None
-    if args.token_counts and not causal:
-        counts = load_token_counts(args.token_counts, len(tokenizer))
-        masking = Masking.of_tokenizer(tokenizer, counts, args.mlm_smoothing)
+    if token_counts and not causal:
+        masking = Masking.of_tokenizer(tokenizer, load_token_counts(token_counts, len(tokenizer)), smoothing)
     batches = held_out.held_out_batches(corpus, tokenizer, length, causal, chosen, masking)
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
@@ -155,8 +159,8 @@ def measure(names: list[str], args: argparse.Namespace, world: World, dtype: tor
             }
         )
     prepared = [batches[j].to(world.device) for j in range(len(batches))]
-    turns = [[seconds_of_forward(model, prepared, world, dtype) for model in models] for _ in range(args.turns + 1)]
-    for row, seconds in zip(rows, zip(*turns[1:], strict=True), strict=True):  # the first turn is the warm-up
+    times = [[seconds_of_forward(model, prepared, world, dtype) for model in models] for _ in range(turns + 1)]
+    for row, seconds in zip(rows, zip(*times[1:], strict=True), strict=True):  # the first turn is the warm-up
         row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
     return rows
 
@@ -170,7 +174,11 @@ def main(args: argparse.Namespace) -> None:
     if args.token_counts:
         utils.check_input_file(args.token_counts, "--token_counts")
     world = init_world(args.n_gpu)
-    rows = measure([args.teacher, *args.models], args, world, choose_dtype(args, world.device))
+    rows = measure(
+        [args.teacher, *args.models], args.tokenizer_name, args.valid_data_file or args.data_file,
+        None if args.valid_data_file else args.valid_share, args.turns, world, choose_dtype(args, world.device),
+        args.token_counts, args.mlm_smoothing,
+    )  # fmt: skip
     print(report(rows))
     if args.output:
         with utils.atomic_write(args.output, "w") as out:

@@ -1,10 +1,11 @@
-# Sourced by quickstart.sh and test.sh: enters the repository and a virtual environment with what it needs.
-# Usage: source scripts/environment.sh [further requirements files]. Everything is made in work/, which git ignores.
+# Sourced by quickstart.sh, test.sh and proof.sh: enters the repository and a virtual environment with what it needs.
+# Everything is made in work/, which git ignores.
 #
 # What may be set before:
 #   PYTHON       the Python to use (python3). If it has a PyTorch that requirements.txt allows, that one is used.
 #   TORCH_INDEX  where to install PyTorch from. By default PyTorch's own index of builds for CPUs where there is no GPU,
 #                else pip's usual one.
+# The script that sources this may set more_requirements, the name of a further requirements file.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPYCACHEPREFIX="$PWD/work/pycache" TOKENIZERS_PARALLELISM=true
@@ -61,7 +62,7 @@ install_torch() {
 python=${PYTHON:-python3}
 [ -x work/venv/bin/pip ] || make_environment
 source work/venv/bin/activate
-requirements=(requirements.txt "$@")
+requirements=(requirements.txt ${more_requirements:-})
 wanted=$(cat "${requirements[@]}" constraints.txt)
 if [ "$(cat work/venv/installed.txt 2> /dev/null)" != "$wanted" ]; then
     say "Installing the requirements (PyTorch is large; this can take some minutes)"

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.tokenization import load_tokenizer
-from evaluation.fine_tuning import load_for, taken_by
+from evaluation.fine_tuning import load_for, longest, taken_by
+from models.loading import load_config
 from utils import InputError, logger, path
 
 FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
@@ -52,24 +53,25 @@ def require_packages() -> None:
         raise InputError(f"{error.name} is missing: pip install onnx onnxscript onnxruntime") from None
 
 
-def load_with_its_head(name: str) -> torch.nn.Module:
+def load_with_its_head(name: str, tokenizer) -> torch.nn.Module:
     """The model with the head that its configuration names; float32, ready to be asked."""
     import transformers
-
-    from models.loading import load_config
 
     architectures = load_config(name).architectures or []
     auto_class = getattr(transformers, architectures[0], None) if architectures else transformers.AutoModel
     if auto_class is None:
         raise InputError(f"{name}: its configuration names {architectures[0]}, which transformers does not have.")
-    return load_for(auto_class, name).eval()
+    return load_for(auto_class, name, tokenizer, head_required=True).eval()
 
 
-def encode_batch(tokenizer, model: torch.nn.Module, texts: list[tuple[str, ...]]) -> dict[str, torch.Tensor]:
-    """What `forward` takes of one or two texts each, (bs, seq_length) int64."""
+def encode_batch(
+    tokenizer, model: torch.nn.Module, texts: list[tuple[str, ...]], asked: int = 128
+) -> dict[str, torch.Tensor]:
+    """What `forward` takes of one or two texts each, of so many tokens at most: (bs, seq_length) int64."""
     columns = map(list, zip(*texts, strict=True))
-    encoded = tokenizer(*columns, padding=True, truncation=True, max_length=128, return_tensors="pt")
-    return {name: encoded[name] for name in INPUTS if name in encoded and name in taken_by(model)}
+    length = longest(model, tokenizer, asked)
+    encoded = tokenizer(*columns, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    return taken_by(model, {name: encoded[name] for name in INPUTS if name in encoded})
 
 
 class FirstOutputs(torch.nn.Module):
@@ -193,7 +195,7 @@ def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir or Path(args.model) / "onnx")
     utils.check_output_folder(folder, "--output_dir")
     tokenizer = load_tokenizer(args.tokenizer_name or args.model)
-    model = load_with_its_head(args.model)
+    model = load_with_its_head(args.model, tokenizer)
     logger.info("exporting %s (%s)", args.model, type(model).__name__)
     for line in export_and_compare(model, tokenizer, folder):
         print(line)

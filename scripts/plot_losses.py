@@ -72,10 +72,8 @@ def draw(axis, runs: dict[str, list[dict]], kind: str, name: str, title: str) ->
 
 def read_runs(folders: list[str]) -> dict[str, list[dict]]:
     """Name -> rows of each run. Raises: InputError if two have one name."""
-    runs = {Path(folder).name: read_metrics(Path(folder) / METRICS) for folder in folders}
-    if len(runs) < len(folders):
-        raise InputError("--runs: two of these folders have the same name.")
-    return runs
+    names = utils.distinct_names(folders, "--runs")
+    return {name: read_metrics(Path(folder) / METRICS) for name, folder in zip(names, folders, strict=True)}
 
 
 @utils.command_line(make_parser)

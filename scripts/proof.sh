@@ -9,7 +9,6 @@
 # continues where it was.
 set -euo pipefail
 folder=$(realpath "$1") seeds=$(seq -s ' ' 1 "${2:-3}")
-set -- # what is sourced would take this script's arguments for its own
 source "$(dirname "$0")/environment.sh"
 export DISTIL_LOG=$folder/log.txt
 

@@ -184,14 +184,19 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
     """Measures, draws and writes down.
 
     Args:
-        args: with `teacher`, `tokenizer_name` and what `compare_models.measure` needs.
-        runs, parameters: name of a run -> its metrics, its flags.
+        args: the flags.
+        runs, parameters: name of a run -> its metrics, its flags; teacher and text are the first one's, unless named.
         known: scores of tasks.
         tables: titles -> Markdown.
     """
     world = init_world(args.n_gpu)
-    names = [args.teacher, *args.runs]
-    rows = compare_models.measure(names, args, world, choose_dtype(args, world.device))
+    first = next(iter(parameters.values()))
+    names = [args.teacher or first["teacher_name"], *args.runs]
+    files, share = args.valid_data_file or first["valid_data_file"], None
+    if files is None:
+        files, share = first["data_file"], first["valid_share"]
+    dtype = choose_dtype(args, world.device)
+    rows = compare_models.measure(names, first["tokenizer_name"], files, share, args.turns, world, dtype)
     title = f"{rows[1]['name']}, a student of {rows[0]['name']}"
     body = [
         f"<h1>{html.escape(title)}</h1>",
@@ -203,7 +208,7 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
     if scored := [row["name"] for row in rows if any(of["model"] == row["name"] for of in known)]:
         body += ["<h2>Tasks</h2>", table_of(scores.table(known, scored))]
     body += ["<h2>Losses</h2>", pictures_of(runs)]
-    body += ["<h2>First guesses</h2>", guesses_of(names, args.tokenizer_name, args.text)]
+    body += ["<h2>First guesses</h2>", guesses_of(names, first["tokenizer_name"], args.text)]
     for name, table in tables.items():
         body += [f"<h2>{html.escape(name)}</h2>", table_of(table)]
     body += ["<h2>Commands</h2>"]
@@ -233,15 +238,10 @@ def main(args: argparse.Namespace) -> None:
     plot_losses.panels_of(runs)  # raises if there is none
     parameters = {Path(run).name: load_parameters(run) for run in args.runs}
     first = next(iter(parameters.values()))
-    args.teacher = args.teacher or first["teacher_name"]
-    if args.teacher is None:
+    if not (args.teacher or first["teacher_name"]):
         raise InputError(f"{args.runs[0]} had no teacher: name one with --teacher to hold it against.")
-    args.tokenizer_name = first["tokenizer_name"]
-    args.data_file, args.valid_share = first["data_file"], first["valid_share"]
-    args.valid_data_file = args.valid_data_file or first["valid_data_file"]
-    if not args.valid_data_file and not args.valid_share:
+    if not (args.valid_data_file or first["valid_data_file"] or first["valid_share"]):
         raise InputError(f"{args.runs[0]} held no text out: name some with --valid_data_file.")
-    args.token_counts = None  # masked evenly
     page = make_page(args, runs, parameters, known, tables)
     with utils.atomic_write(args.output, "w") as out:
         out.write(page)

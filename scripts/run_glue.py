@@ -28,6 +28,7 @@ from evaluation import scores
 from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
+from training.checkpoint import atomic_folder
 from training.distributed import add_precision_flags, choose_dtype, init_world
 from training.resume import fingerprint
 from utils import InputError, integer, logger, path, real
@@ -89,7 +90,9 @@ def fine_tune_and_score(
 
     utils.set_seed(seed)  # the head is drawn from this
     settings = settings_of(args)
-    model = load_for(AutoModelForSequenceClassification, name, settings.dropout, num_labels=len(task.labels) or 1)
+    model = load_for(
+        AutoModelForSequenceClassification, name, tokenizer, settings.dropout, num_labels=len(task.labels) or 1
+    )
     length = args.max_length or task.max_length
     make_label = float if task.is_regression else int
     features = encode(tokenizer, model, [example.texts for example in train], length)
@@ -101,8 +104,10 @@ def fine_tune_and_score(
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
         folder = kept_at(args, name, task.name, seed)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
     return metrics
 
 
@@ -155,9 +160,7 @@ def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     utils.check_output_file(args.output, "--output")
-    names = [Path(name).name for name in args.models]
-    if len(set(names)) < len(names):
-        raise InputError("--models: two of them have the same name, which the table could not tell apart.")
+    names = utils.distinct_names(args.models, "--models")
     known = scores.read(args.output)
     device = init_world(args.n_gpu).device
     tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]

@@ -31,7 +31,7 @@ import utils
 from corpus.tokenization import describe_tokenizer, load_tokenizer
 from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
-from models.families import FAMILIES
+from models.families import FAMILIES, max_length
 from training import losses
 from training.distributed import add_precision_flags, choose_dtype, init_world
 from utils import InputError, integer, logger, path, real
@@ -108,15 +108,14 @@ class DistillationTrainer(Trainer):
     def __init__(self, *args, teacher: torch.nn.Module, recipe: argparse.Namespace, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.teacher, self.recipe = teacher, recipe
-        self.names = [taken_by(model) for model in (self.model, teacher)]
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         recipe = self.recipe
-        of_student, of_teacher = ({n: v for n, v in inputs.items() if n in names} for names in self.names)
         right = [inputs["start_positions"], inputs["end_positions"]]  # (bs,)
-        output = model(**of_student)
+        texts = {name: value for name, value in inputs.items() if not name.endswith("_positions")}
+        output = model(**taken_by(self.model, texts))
         with torch.no_grad():
-            t_output = self.teacher(**{n: v for n, v in of_teacher.items() if not n.endswith("_positions")})
+            t_output = self.teacher(**taken_by(self.teacher, texts))
         padded = ~inputs["attention_mask"].bool()  # (bs, seq_length); no answer is there
         loss = torch.zeros((), device=padded.device)
         for name, positions in zip(("start_logits", "end_logits"), right, strict=True):
@@ -152,47 +151,49 @@ def check_flags(args: argparse.Namespace, tokenizer) -> None:
             raise InputError(f"{args.teacher_name_or_path} does not share the vocabulary of {args.model_name_or_path}.")
 
 
-def load(name: str, flag: str, family: str | None, max_seq_length: int, dropout: float | None = None):
+def load(name: str, tokenizer, flag: str, family: str | None, max_seq_length: int, **options):
     """A model with a head for spans, of the family that was named."""
-    model = load_for(AutoModelForQuestionAnswering, name, dropout)
+    model = load_for(AutoModelForQuestionAnswering, name, tokenizer, **options)
     if family and model.config.model_type != family:
         raise InputError(f"{flag} {family}: {name} is a {model.config.model_type}.")
-    if max_seq_length > (limit := getattr(model.config, "max_position_embeddings", max_seq_length)):
+    if max_seq_length > (limit := max_length(model.config)):
         raise InputError(f"--max_seq_length {max_seq_length}: {name} takes {limit} tokens.")
     return model
 
 
-def train(args: argparse.Namespace, tuner: FineTuner, tokenizer, device: torch.device) -> None:
-    questions = squad.read_questions(args.train_file, "--train_file")
+def windows_of(args: argparse.Namespace, file: str, questions: list[squad.Question], tokenizer) -> list[squad.Window]:
     windows = squad.make_windows(questions, tokenizer, args.max_seq_length, args.doc_stride, args.max_query_length)
-    logger.info("%s: %s questions, %s windows", args.train_file, f"{len(questions):,}", f"{len(windows):,}")
-    more = {}
-    taken = taken_by(tuner.model)
+    logger.info("%s: %s questions, %s windows", file, f"{len(questions):,}", f"{len(windows):,}")
+    return windows
+
+
+def train(args: argparse.Namespace, questions: list[squad.Question], tuner: FineTuner, tokenizer, device) -> None:
+    models, more = [tuner.model], {}
     if args.teacher_name_or_path:
-        teacher = load(args.teacher_name_or_path, "--teacher_type", args.teacher_type, args.max_seq_length)
-        if "qa_outputs.weight" not in dict(teacher.named_parameters()):
-            raise InputError(f"{args.teacher_name_or_path} has no head for spans.")
-        taken |= taken_by(teacher)
+        teacher = load(
+            args.teacher_name_or_path, tokenizer, "--teacher_type", args.teacher_type, args.max_seq_length,
+            head_required=True,
+        )  # fmt: skip
         teacher.to(device).eval().requires_grad_(False)
+        models.append(teacher)
         more = {"trainer_class": DistillationTrainer, "teacher": teacher, "recipe": args}
     features = []
-    for window in windows:
+    for window in windows_of(args, args.train_file, questions, tokenizer):
         start, end = squad.label(window, questions[window.question])
-        kept = {name: ids for name, ids in window.features.items() if name in taken}
-        features.append({**kept, "start_positions": start, "end_positions": end})
+        taken = {name: ids for model in models for name, ids in taken_by(model, window.features).items()}
+        features.append({**taken, "start_positions": start, "end_positions": end})
     tuner.train(features, f"{Path(args.model_name_or_path).name}, SQuAD", **more)
 
 
-def predict(args: argparse.Namespace, tuner: FineTuner, tokenizer) -> tuple[dict[str, float], list, list]:
-    """Metrics, questions and their best answers."""
-    questions = squad.read_questions(args.predict_file, "--predict_file")
-    windows = squad.make_windows(questions, tokenizer, args.max_seq_length, args.doc_stride, args.max_query_length)
-    taken = taken_by(tuner.model)
-    features = [{name: ids for name, ids in window.features.items() if name in taken} for window in windows]
-    starts, ends = tuner.predict(features)[:2]
+def predict(
+    args: argparse.Namespace, questions: list[squad.Question], tuner: FineTuner, tokenizer
+) -> tuple[dict[str, float], list[list[squad.Answer]]]:
+    """Metrics, and the best answers to each question."""
+    windows = windows_of(args, args.predict_file, questions, tokenizer)
+    starts, ends = tuner.predict([taken_by(tuner.model, window.features) for window in windows])[:2]
     answers = squad.best_answers(questions, windows, list(starts), list(ends), args.n_best_size, args.max_answer_length)
     texts = {question.id: best[0].text for question, best in zip(questions, answers, strict=True)}
-    return squad.metrics(questions, texts), questions, answers
+    return squad.metrics(questions, texts), answers
 
 
 @utils.command_line(make_parser)
@@ -200,32 +201,34 @@ def main(args: argparse.Namespace) -> None:
     start = time.monotonic()
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
     check_flags(args, tokenizer)
-    for file, flag in ((args.train_file, "--train_file"), (args.predict_file, "--predict_file")):
-        if file:
-            squad.read_questions(file, flag)  # wrong ones are told before anything takes time
+    to_train = squad.read_questions(args.train_file, "--train_file") if args.train_file else []
+    to_answer = squad.read_questions(args.predict_file, "--predict_file") if args.predict_file else []
     device = init_world(args.n_gpu).device
     dtype = choose_dtype(args, device)
     utils.set_seed(args.seed)  # the head is drawn from this
-    model = load(args.model_name_or_path, "--model_type", args.model_type, args.max_seq_length, args.dropout)
+    model = load(
+        args.model_name_or_path, tokenizer, "--model_type", args.model_type, args.max_seq_length, dropout=args.dropout,
+        head_required=not to_train,
+    )  # fmt: skip
     settings = Settings(
         args.num_train_epochs, args.learning_rate, args.per_gpu_train_batch_size, args.warmup_prop, args.weight_decay,
         args.dropout,
     )  # fmt: skip
     tuner = FineTuner(model, tokenizer, settings, args.seed, dtype, use_cpu=device.type == "cpu")
     folder = Path(args.output_dir)
-    if args.train_file:
-        train(args, tuner, tokenizer, device)
+    if to_train:
+        train(args, to_train, tuner, tokenizer, device)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    if args.predict_file:
-        metrics, questions, answers = predict(args, tuner, tokenizer)
+    if to_answer:
+        metrics, answers = predict(args, to_answer, tuner, tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        best = {q.id: a[0].text for q, a in zip(questions, answers, strict=True)}
-        n_best = {q.id: [answer._asdict() for answer in a] for q, a in zip(questions, answers, strict=True)}
+        best = {q.id: a[0].text for q, a in zip(to_answer, answers, strict=True)}
+        n_best = {q.id: [answer._asdict() for answer in a] for q, a in zip(to_answer, answers, strict=True)}
         utils.write_json(folder / PREDICTIONS, best)
         utils.write_json(folder / N_BEST_PREDICTIONS, n_best)
         seconds = round(time.monotonic() - start, 1)
-        results = {**metrics, "questions": len(questions), "seconds": seconds, "versions": scores.versions()}
+        results = {**metrics, "questions": len(to_answer), "seconds": seconds, "versions": scores.versions()}
         utils.write_json(folder / RESULTS, results | {"flags": vars(args)})
         print(json.dumps(metrics))
     logger.info("done in %.0f s: %s", time.monotonic() - start, folder)

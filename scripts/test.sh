@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Passes all the tests, in an environment of its own that it makes if need be: bash scripts/test.sh [pytest's flags]
 set -euo pipefail
-source "$(dirname "$0")/environment.sh" tests/requirements.txt
+more_requirements=tests/requirements.txt
+source "$(dirname "$0")/environment.sh"
 
 say "Checking the style"
 python -m ruff check --no-cache .

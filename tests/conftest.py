@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from workspace import load_tokenizer, make_workspace
+from workspace import load_tokenizer, make_workspace, train
 
 
 def pytest_make_parametrize_id(val, argname: str) -> str | None:
@@ -30,6 +30,14 @@ def workspace(tmp_path_factory) -> Path:
             folder.mkdir()
             make_workspace(folder)
             done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def student(workspace, tmp_path_factory) -> Path:
+    """The dump_path of a short distillation. (Session: of this process; what tests add to it must not matter.)"""
+    folder = tmp_path_factory.mktemp("student") / "student"
+    train(workspace, folder, "--batch_size", 64, "--gradient_accumulation_steps", 8)
     return folder
 
 

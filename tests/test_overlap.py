@@ -1,5 +1,6 @@
 """Long runs of words that stand in the training text and in evaluation sets are found, whatever form these have."""
 
+import gzip
 import json
 
 import corpus_doctor
@@ -96,6 +97,12 @@ def test_a_list_of_another_text_is_refused(workspace, corpus, tmp_path):
     (tmp_path / "list.json").write_text('{"sequences": "x"}')
     with pytest.raises(InputError, match="was not written by"):
         overlap.load_overlap(str(tmp_path / "list.json"), corpus)
+
+
+def test_a_damaged_evaluation_set_is_told_from_one_that_is_no_json(tmp_path):
+    (tmp_path / "dev.tsv.gz").write_bytes(gzip.compress(b"a\tb\n" * 9999)[:60])
+    with pytest.raises(InputError, match="is damaged or cut short"):
+        overlap.read_texts(str(tmp_path / "dev.tsv.gz"))
 
 
 def test_texts_that_are_too_short_to_be_looked_for_are_an_error(corpus, tokenizer, tmp_path):

@@ -4,20 +4,12 @@ import json
 import re
 from html.parser import HTMLParser
 
-import pytest
 import report
 from test_scores import ROWS
-from workspace import run, train
+from workspace import run
 
 from evaluation import scores
 from training.run_folder import METRICS, read_metrics
-
-
-@pytest.fixture(scope="module")
-def student(workspace, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student") / "student"
-    train(workspace, folder, "--batch_size", 32)
-    return folder
 
 
 class Page(HTMLParser):

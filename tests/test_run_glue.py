@@ -7,9 +7,10 @@ import pytest
 import run_glue
 import torch
 from glue_files import write_task
-from workspace import load_tokenizer, run, train
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from workspace import load_tokenizer, run
 
-from evaluation.fine_tuning import load_for
+from evaluation.fine_tuning import encode, load_for
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import mean_hidden_states
 
@@ -19,13 +20,6 @@ def glue(tmp_path_factory):
     folder = tmp_path_factory.mktemp("glue")
     for name in ("CoLA", "STS-B", "RTE"):
         write_task(folder, name, n_train=128)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def student(workspace, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("student") / "student"
-    train(workspace, folder, "--batch_size", 64, "--gradient_accumulation_steps", 8)
     return folder
 
 
@@ -41,7 +35,7 @@ def rows_in(output):
 def test_models_are_scored_side_by_side_and_nothing_twice(tmp_path, workspace, student, glue, capsys):
     output = tmp_path / "glue.jsonl"
     flags = flags_of(workspace, student, glue, output)
-    run(run_glue, *flags, "--tasks", "CoLA", "RTE", "--seeds", 1, "--n_epoch", 12, "--hidden_states")
+    run(run_glue, *flags, "--tasks", "CoLA", "RTE", "--seeds", 1, "--n_epoch", 9, "--hidden_states")
     rows = rows_in(output)
     assert [(row["model"], row["task"], row["seed"]) for row in rows] == [
         (model, task, seed)
@@ -56,7 +50,7 @@ def test_models_are_scored_side_by_side_and_nothing_twice(tmp_path, workspace, s
     assert [float(cell) for cell in line.split("|")[2:-1]] == [
         pytest.approx(scores[model, "CoLA"], abs=0.05) for model in ("bert-base-uncased", "student")
     ]
-    run(run_glue, *flags, "--tasks", "CoLA", "--seeds", 1, 2, "--n_epoch", 12)
+    run(run_glue, *flags, "--tasks", "CoLA", "--seeds", 1, 2, "--n_epoch", 9)
     again = rows_in(output)
     assert again[: len(rows)] == rows
     assert [(row["task"], row["seed"]) for row in again[len(rows) :]] == [("CoLA", 2)] * 2
@@ -72,11 +66,25 @@ def test_a_score_is_the_same_whenever_it_is_made(tmp_path, workspace, student, g
 
 
 def test_dropout_is_the_one_that_is_asked_for(workspace, student):
-    from transformers import AutoModelForSequenceClassification
-
     for name in (workspace / "bert-base-uncased", student):
-        body = load_for(AutoModelForSequenceClassification, str(name), 0.25).base_model
+        body = load_for(AutoModelForSequenceClassification, str(name), dropout=0.25).base_model
         assert {module.p for module in body.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+
+
+def test_no_more_is_read_than_the_model_has_positions_for(student):
+    model = load_for(AutoModelForSequenceClassification, str(student))
+    (feature,) = encode(load_tokenizer(student), model, [("the cat sees the garden " * 40,)], 512)
+    assert len(feature["input_ids"]) == 64
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path, student):
+    config = GPT2Config(vocab_size=160, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(student)
+    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"  # as GPT-2's
+    model = load_for(AutoModelForSequenceClassification, str(tmp_path), tokenizer, num_labels=2)
+    assert tokenizer.pad_token == "[SEP]"
+    assert model(torch.randint(8, 99, (3, 5))).logits.shape == (3, 2)  # refuses batches without knowing the padding
 
 
 def test_fine_tuned_models_can_be_kept(tmp_path, workspace, student, glue):
@@ -106,8 +114,13 @@ def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glu
     (["--tasks", "none"], "holds no scores of these models yet"),
     (["--tasks", "SST-2"], "SST-2/train.tsv does not exist"),
     (["--models", "a/x", "b/x"], "two of them have the same name"),
+    (["--tasks", "RTE", "--tokenizer_name", "{more_tokens}"], "name its own with --tokenizer_name"),
 ])  # fmt: skip
 def test_what_can_not_be_is_told(tmp_path, workspace, student, glue, capsys, flags, message):
+    tokenizer = load_tokenizer(student)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(tmp_path / "more")
+    flags = [flag.format(more_tokens=tmp_path / "more") for flag in flags]
     run(run_glue, *flags_of(workspace, student, glue, tmp_path / "glue.jsonl"), *flags, expect=2)
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")

@@ -34,7 +34,7 @@ def teacher(workspace, files, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def student(workspace, tmp_path_factory):
+def extracted(workspace, tmp_path_factory):
     """A DistilBERT without a head, from the first layers of the workspace's model."""
     import extract_for_distil
     from transformers import AutoTokenizer, DistilBertConfig, DistilBertForMaskedLM
@@ -70,16 +70,16 @@ def test_the_model_answers_and_its_files_say_how_well(teacher):
     assert "road" in answer.text
 
 
-def test_a_student_learns_with_its_help(tmp_path, files, teacher, student):
-    flags = ["--model_name_or_path", student, "--output_dir", tmp_path / "out", *SMALL, *files]
+def test_a_student_learns_with_its_help(tmp_path, files, teacher, extracted):
+    flags = ["--model_name_or_path", extracted, "--output_dir", tmp_path / "out", *SMALL, *files]
     flags += ["--num_train_epochs", 8, "--teacher_name_or_path", teacher, "--teacher_type", "bert"]
     run(script, *flags, "--alpha_ce", 1, "--alpha_squad", 0)  # from the teacher alone
     assert results_of(tmp_path / "out")["exact_match"] > 70
 
 
-def test_the_loss_is_that_of_the_definition(tmp_path, teacher, student):
+def test_the_loss_is_that_of_the_definition(tmp_path, teacher, extracted):
     load = AutoModelForQuestionAnswering.from_pretrained
-    models = [load(name, dtype=torch.float32).eval() for name in (student, teacher)]
+    models = [load(name, dtype=torch.float32).eval() for name in (extracted, teacher)]
     recipe = argparse.Namespace(alpha_ce=0.7, alpha_squad=0.2, temperature=3.0)
     arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
     trainer = script.DistillationTrainer(models[0], arguments, teacher=models[1], recipe=recipe)
@@ -107,6 +107,16 @@ def test_a_model_can_be_scored_without_training(tmp_path, files, teacher):
     same = ("exact_match", "f1")
     assert [results_of(tmp_path / "out")[name] for name in same] == [results_of(teacher)[name] for name in same]
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("flags", [["--model_name_or_path"], ["--train_file", "{train}", "--teacher_name_or_path"]])
+def test_a_model_that_was_not_fine_tuned_neither_answers_nor_teaches(tmp_path, workspace, files, capsys, flags):
+    flags = [flag.format(train=files[1]) for flag in flags]
+    model = workspace / "bert-base-uncased"
+    run(script, "--model_name_or_path", model, "--output_dir", tmp_path / "out", *SMALL, *files[2:], *flags, model,
+        expect=2)  # fmt: skip
+    assert "it has no head for this task" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flags, message", [

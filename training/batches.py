@@ -375,13 +375,14 @@ class StepCounts(NamedTuple):
 @dataclass(frozen=True)
 class RunData:
     """The text of a run: what to train on, how it is masked (None: a causal model), what to evaluate on (see
-    `evaluation.held_out`; empty: nothing)."""
+    `evaluation.held_out`; empty: nothing), and which sequences `--leave_out` lists."""
 
     train_set: LmSeqsDataset
     train_sampler: GroupedBatchSampler
     masking: Masking | None
     pad_id: int
     held_out: dict[str, Batches]
+    left_out: np.ndarray | None = None
 
     def steps(self, recipe: Recipe, world: World, epoch: int, first_step: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step of an epoch, from `first_step` on.
