@@ -7,8 +7,6 @@ micro-batches. At the end of an epoch the step is shorter, and still a step of i
 Everything random in a step follows from (seed, epoch, number of the step, rank), so a run that is stopped and resumed
 gives the same weights as one that was not.
 
-Dimensions: bs sequences of seq_length tokens; n_tokens attended positions; n_rows positions that reach the vocabulary
-head; dim.
 """
 
 import math
@@ -21,17 +19,16 @@ from torch import nn
 
 from evaluation import held_out
 from models.families import LanguageModel
-from models.flops import TrainingWork, peak_flops
-from training import losses
+from models.flops import peak_flops
 from training.batches import Batch, RunData, StepCounts
 from training.distributed import World
 from training.losses import Terms
 from training.meter import Meter
+from training.objective import Objective
 from training.optimization import Optimization
 from training.recipe import Recipe
 from training.run_folder import RunFolder
 from training.stop_signal import StopSignal
-from training.vocabulary_loss import Projection, vocabulary_loss
 from utils import RunError, logger, set_seed
 
 CHECKPOINT_SECONDS = 15 * 60  # between checkpoints, where no interval is given
@@ -72,10 +69,9 @@ class Distiller:
         self.log_interval = recipe.log_interval or min(500, max(1, self.n_steps // 100))
         self.eval_interval = recipe.eval_interval or max(1, self.n_steps // N_EVALUATIONS)
 
-        self.optimization = Optimization(nn.ModuleList([student, self.widening]), recipe, self.n_steps, world, dtype)
-        self.alphas = Terms(recipe.alpha_ce, recipe.alpha_mse, recipe.alpha_mlm + recipe.alpha_clm, recipe.alpha_cos)
-        names = Terms(ce="ce", mse="mse", labels="clm" if student.family.causal else "mlm", cos="cos")
-        self.meter = Meter(names, self.alphas, self.n_steps, world, self.peak_flops)
+        trained = nn.ModuleList([student, self.objective.widening])
+        self.optimization = Optimization(trained, recipe, self.n_steps, world, dtype)
+        self.meter = Meter(self.objective.names, self.objective.alphas, self.n_steps, world, self.peak_flops)
         self.epoch = self.steps_of_epoch = 0  # steps done in this epoch
         self.n_done = 0  # steps done in all
         self.best_loss, self.owes_evaluation = math.inf, False  # held-out
@@ -88,56 +84,11 @@ class Distiller:
                 model.hidden = torch.compile(model.hidden, dynamic=True)
         if teacher:
             teacher.cast_products(self.dtype)
-        self.t_projection = Projection.of(teacher.projection, self.dtype) if recipe.uses_teacher_logits else None
         set_seed(recipe.seed)  # the widening, if there is one, is drawn from this
-        t_dim = teacher.dim if recipe.alpha_cos else student.dim
-        self.widening = losses.Widening(student.dim, t_dim).to(self.world.device)
-        teaching = teacher if recipe.uses_teacher else None
-        self.work = TrainingWork(student, teaching, recipe.uses_teacher_logits, self.widening)
+        self.objective = Objective(recipe, student, teacher, self.world.device, self.dtype)
         self.peak_flops = 1e12 * (recipe.peak_tflops or 0) or peak_flops(self.world.device, self.dtype)
 
     # --------------------------------------------------------------------------------------------------------- one step
-
-    def micro_batch_loss(self, batch: Batch, weights: Terms, s_projection: Projection) -> tuple[torch.Tensor, Terms]:
-        """The loss of one micro-batch.
-
-        Args:
-            weights: what the sums over rows are multiplied by.
-            s_projection: the student's, as it is in this step.
-
-        Returns: the weighted loss, a scalar, and the sums over rows, without gradient.
-        """
-        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            s_hidden = self.student.hidden(batch.input_ids, batch.attention_mask)  # (bs * seq_length, dim)
-            s_rows = self.student.transform(s_hidden.index_select(0, batch.head_positions))  # (n_rows, dim)
-            t_hidden, t_rows = self._teach(batch) if self.recipe.uses_teacher else (None, None)
-        loss = torch.zeros((), device=s_hidden.device)
-        sums = Terms.zeros(s_hidden.device)
-        if weights.ce or weights.mse or weights.labels:
-            loss, of_logits = vocabulary_loss(
-                s_rows,
-                self.student.projection,
-                s_projection,
-                t_rows,
-                self.t_projection,
-                batch.labels,
-                weights,
-                self.recipe.temperature,
-            )
-            sums = sums.map(operator.add, of_logits)
-        if weights.cos:
-            s_tokens = s_hidden.index_select(0, batch.token_positions)  # (n_tokens, dim); its gradient needs no sorting
-            cos = losses.cosine(self.widening(s_tokens.float()), t_hidden[batch.token_positions])
-            loss = loss + weights.cos * cos
-            sums = sums._replace(cos=cos.detach().double())
-        return loss, sums
-
-    @torch.no_grad()
-    def _teach(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(bs * seq_length, dim) and, if a loss needs logits, (n_rows, dim): the teacher's `hidden` and `transform`."""
-        t_hidden = self.teacher.hidden(batch.input_ids, batch.attention_mask)
-        needs_rows = self.recipe.uses_teacher_logits
-        return t_hidden, self.teacher.transform(t_hidden[batch.head_positions]) if needs_rows else None
 
     def step(self, micro_batches: list[Batch], counts: StepCounts) -> bool:
         """One step of the optimizer, in which nothing waits for the device.
@@ -154,14 +105,14 @@ class Distiller:
         """
         set_seed(self.recipe.seed, self.n_done, self.world.rank)  # dropout draws from this
         self.student.train()
-        n_rows = Terms(ce=counts.rows, mse=counts.rows, labels=counts.labels, cos=counts.tokens)
-        weights = self.alphas.map(lambda alpha, n: alpha / max(n, 1), n_rows)
-        s_projection = Projection.of(self.student.projection, self.dtype)
+        n_rows = self.objective.n_rows(counts)
+        weights = self.objective.alphas.map(lambda alpha, n: alpha / max(n, 1), n_rows)
+        self.objective.begin_step()
         sums = Terms.zeros(self.world.device)
         for batch in micro_batches:
             if self.stop.is_pressing:
                 break
-            loss, batch_sums = self.micro_batch_loss(batch.to(self.world.device), weights, s_projection)
+            loss, batch_sums = self.objective.loss(batch.to(self.world.device), weights)
             self.optimization.backward(loss)
             sums = sums.map(operator.add, batch_sums)
             self.meter.advance(len(batch.input_ids))
@@ -172,7 +123,7 @@ class Distiller:
         self.n_done += 1
         self.steps_of_epoch += 1
         means = sums.map(lambda total, n: total / max(n, 1), n_rows)
-        self.meter.add(means, bad, counts.tokens, self.work.flops(counts))
+        self.meter.add(means, bad, counts.tokens, self.objective.work.flops(counts))
         return True
 
     # ---------------------------------------------------------------------------------------------------------- the run
@@ -276,7 +227,7 @@ class Distiller:
         """All that changes during a run, at the boundary of a step."""
         return {
             "student": self.student.model.state_dict(),
-            "widening": self.widening.state_dict(),
+            "widening": self.objective.widening.state_dict(),
             "optimization": self.optimization.state_dict(),
             "meter": self.meter.state_dict(),
             "epoch": self.epoch,
@@ -288,7 +239,7 @@ class Distiller:
 
     def load_state_dict(self, state: dict) -> None:
         self.student.model.load_state_dict(state["student"])
-        self.widening.load_state_dict(state.get("widening", {}))  # not in states of older versions
+        self.objective.widening.load_state_dict(state.get("widening", {}))  # not in states of older versions
         self.optimization.load_state_dict(state["optimization"])
         self.meter.load_state_dict(state["meter"])
         self.epoch, self.steps_of_epoch, self.n_done = state["epoch"], state["steps_of_epoch"], state["step"]

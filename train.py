@@ -46,7 +46,7 @@ from utils import InputError, logger
 
 
 def needs_teacher(args: argparse.Namespace) -> bool:
-    return args.alpha_ce > 0 or args.alpha_mse > 0 or args.alpha_cos > 0
+    return any((args.alpha_ce, args.alpha_mse, args.alpha_cos, args.alpha_relation))
 
 
 def inputs_of(args: argparse.Namespace) -> list[str]:

@@ -24,11 +24,15 @@ class Family:
     transform: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # (n, dim) last hidden states -> (n, dim)
     projection: str  # of that onto the vocabulary
     layers: str  # the list of layers
+    queries_keys_values: tuple[str, ...]  # below a layer: a product for each, or one for all three
     positions: str | None = None  # the table of position embeddings; None: positions are rotations, without a table
     token_types: str | None = None
     causal: bool = False
     student: str = ""  # the family of its student, if not its own
     positions_before_first: int = 0  # rows of the table of positions that no token uses
+
+
+BERTS_ATTENTION = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
 
 
 def _distilbert_transform(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -44,6 +48,7 @@ ROBERTA = Family(
     _roberta_transform,
     "lm_head.decoder",
     "roberta.encoder.layer",
+    BERTS_ATTENTION,
     "roberta.embeddings.position_embeddings",
     "roberta.embeddings.token_type_embeddings",
     positions_before_first=2,
@@ -54,6 +59,7 @@ FAMILIES = {
         _distilbert_transform,
         "vocab_projector",
         "distilbert.transformer.layer",
+        ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         "distilbert.embeddings.position_embeddings",
     ),
     "bert": Family(
@@ -61,6 +67,7 @@ FAMILIES = {
         lambda model, hidden: model.cls.predictions.transform(hidden),
         "cls.predictions.decoder",
         "bert.encoder.layer",
+        BERTS_ATTENTION,
         "bert.embeddings.position_embeddings",
         "bert.embeddings.token_type_embeddings",
         student="distilbert",
@@ -73,6 +80,7 @@ FAMILIES = {
         lambda model, hidden: model.generator_predictions(hidden),
         "generator_lm_head",
         "electra.encoder.layer",
+        BERTS_ATTENTION,
         "electra.embeddings.position_embeddings",
         "electra.embeddings.token_type_embeddings",
     ),
@@ -81,18 +89,21 @@ FAMILIES = {
         lambda model, hidden: model.head(hidden),
         "decoder",
         "model.layers",
+        ("attn.Wqkv",),
     ),
     "eurobert": Family(
         "model",
         lambda model, hidden: hidden,
         "lm_head",
         "model.layers",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ),
     "gpt2": Family(
         "transformer",
         lambda model, hidden: hidden,
         "lm_head",
         "transformer.h",
+        ("attn.c_attn",),
         "transformer.wpe",
         causal=True,
     ),
@@ -112,6 +123,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.family = family_of(model.config)
+        self._vectors: list[torch.Tensor] = []
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states.
@@ -124,6 +136,7 @@ class LanguageModel(nn.Module):
         elif attention_mask is not None:
             attention_mask = self._masks(attention_mask)
         encoder = self.model.get_submodule(self.family.encoder)
+        self._vectors.clear()
         output = encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state.flatten(0, 1)
 
@@ -137,6 +150,24 @@ class LanguageModel(nn.Module):
         place = torch.arange(attended.shape[1], device=attended.device)
         near = (place[:, None] - place).abs() <= config.sliding_window  # (seq_length, seq_length)
         return {FULL: to_all.expand(-1, -1, attended.shape[1], -1), SLIDING: to_all & near}
+
+    def watch(self, layer: int) -> tuple[int, ...]:
+        """From now on each call of `hidden` leaves this layer's queries, keys and values in `vectors`.
+
+        Returns: the width of each of the three.
+        """
+        products = [
+            self.model.get_submodule(f"{self.family.layers}.{layer}.{name}") for name in self.family.queries_keys_values
+        ]
+        for product in products:
+            product.register_forward_hook(lambda module, args, output: self._vectors.append(output))
+        widths = tuple(product.nf if isinstance(product, Conv1D) else product.out_features for product in products)
+        return widths if len(widths) == 3 else (widths[0] // 3,) * 3
+
+    @property
+    def vectors(self) -> tuple[torch.Tensor, ...]:
+        """(bs, seq_length, width) each: queries, keys and values of the last call, before heads and rotations."""
+        return tuple(self._vectors) if len(self._vectors) == 3 else self._vectors[0].chunk(3, -1)
 
     def transform(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""
@@ -163,6 +194,11 @@ class LanguageModel(nn.Module):
     def dim(self) -> int:
         """Of the hidden states."""
         return self.model.config.hidden_size
+
+    @property
+    def depth(self) -> int:
+        """How many layers it has."""
+        return self.model.config.num_hidden_layers
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, dim) last hidden states -> (n, voc_size)."""

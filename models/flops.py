@@ -92,6 +92,12 @@ class TrainingWork:
         self.student = MatrixWork(student)
         self.student.per_token += 2 * _matrix_weights(beside)
         self.teacher = MatrixWork(teacher, needs_logits) if teacher else None
+        self.of_relations = 0  # for each pair of tokens
+
+    def add_relations(self, s_width: int, t_width: int) -> None:
+        """For queries, keys and values of these widths together: a product for the relations of each model, and one for
+        the student's gradient."""
+        self.of_relations = 2 * s_width * 2 + 2 * t_width
 
     def flops(self, counts) -> float:
         """Of a step: the student's pass forward and back, the teacher's forward.
@@ -100,7 +106,8 @@ class TrainingWork:
             counts: with the numbers of `tokens`, `rows` and `pairs` (see `MatrixWork.forward`).
         """
         amount = counts.tokens, counts.rows, counts.pairs
-        return 3 * self.student.forward(*amount) + (self.teacher.forward(*amount) if self.teacher else 0)
+        of_teacher = self.teacher.forward(*amount) if self.teacher else 0
+        return 3 * self.student.forward(*amount) + of_teacher + self.of_relations * counts.pairs
 
 
 def _matrix_weights(module: nn.Module) -> int:

@@ -267,7 +267,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     if args.compile:
         variants.append(Variant("ours, compiled", lambda: ours(replace(recipe, compile=True)), micro_batches, {}))
     results = measure(variants, args.rounds, device)
-    work = Ours(student(), teacher, recipe, world, dtype).distiller.work
+    work = Ours(student(), teacher, recipe, world, dtype).distiller.objective.work
     flops = work.flops(StepCounts.of(micro_batches()))
     if world.is_master:
         print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")

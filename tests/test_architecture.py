@@ -13,8 +13,8 @@ ORDER = (
     "train",
     "distiller",
     "evaluation: sentence_similarity squad fine_tuning scores glue held_out",
-    "training: flags dry_run resume meter optimization batches vocabulary_loss losses recipe run_folder checkpoint "
-    "model_card metrics_files distributed memory stop_signal",
+    "training: flags dry_run resume meter optimization objective batches vocabulary_loss relation_loss losses recipe "
+    "run_folder checkpoint model_card metrics_files distributed memory stop_signal",
     "lm_seqs_dataset",
     "corpus: overlap statistics token_counts files token_writer tokenization documents parallel text_reader",
     "dataset",

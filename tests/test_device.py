@@ -25,6 +25,7 @@ LOSSES = {
     "ce": {"alpha_mlm": 0.0, "alpha_clm": 0.0, "alpha_cos": 0.0},
     "labels": {"alpha_ce": 0.0, "alpha_cos": 0.0},
     "cos": {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_clm": 0.0},
+    "relation": {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_clm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0},
 }
 
 
@@ -92,13 +93,13 @@ def test_a_wait_in_a_step_would_be_found(meta, monkeypatch):
     distiller = Distiller(Recipe(), student, teacher, data, World(meta), torch.float32, None)
     masking = Masking(np.ones(99), np.arange(99), 4)
     batch = prepare_batch_mlm([np.arange(5, 30)], 0, masking, np.random.default_rng(0), True)
-    loss = distiller.micro_batch_loss
+    loss = distiller.objective.loss
 
     def ask(*arguments):
         value, sums = loss(*arguments)
         value.item()
         return value, sums
 
-    monkeypatch.setattr(distiller, "micro_batch_loss", ask)
+    monkeypatch.setattr(distiller.objective, "loss", ask)
     with pytest.raises((RuntimeError, NotImplementedError)):
         distiller.step([batch], StepCounts.of([batch]))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_relation_loss import formula as relations_formula
 
 from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
@@ -15,6 +16,7 @@ from models.student import build_student, half_depth_config
 from training.batches import Batch, Masking, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World
 from training.recipe import Recipe
+from training.relation_loss import usual_heads
 from utils import RunError
 
 ONLY = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 0.0}
@@ -25,7 +27,9 @@ RECIPES = {
     "mse": {**ONLY, "alpha_mse": 0.3},
     "mse at masks": {**ONLY, "alpha_mse": 0.3, "restrict_ce_to_mask": True},
     "cos": {**ONLY, "alpha_cos": 1.0},
-    "all": {"alpha_mse": 0.01},
+    "relation": {**ONLY, "alpha_relation": 3.0, "relation_heads": 8},
+    "relation of another layer": {**ONLY, "alpha_relation": 3.0, "relation_layer": 1},
+    "all": {"alpha_mse": 0.01, "alpha_relation": 0.1},
     "all at masks": {"alpha_mse": 0.01, "restrict_ce_to_mask": True},
 }
 
@@ -36,7 +40,7 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
     `batches` are (input_ids, attended, lm_labels) triples, each (bs, seq_length); labels are -100 where there is none.
     `widen` is (t_dim, s_dim), for a student of another width.
     """
-    kl, mse, n_kl, hard, n_hard, cos, n_cos = (0.0,) * 7
+    kl, mse, n_kl, hard, n_hard, cos, n_cos, relation = (0.0,) * 8
     for input_ids, attended, labels in batches:
         out_s = student(input_ids, attention_mask=attended.long(), output_hidden_states=True)
         with torch.no_grad():
@@ -61,11 +65,20 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
         h_s = h_s if widen is None else h_s @ widen.T
         cos = cos + (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).sum()
         n_cos += attended.sum()
+        if recipe.alpha_relation:
+            layer = teacher.config.num_hidden_layers - 1 if recipe.relation_layer is None else recipe.relation_layer
+            t_attention = teacher.bert.encoder.layer[layer].attention.self
+            t_vectors = [getattr(t_attention, kind)(out_t.hidden_states[layer]) for kind in ("query", "key", "value")]
+            s_attention = student.distilbert.transformer.layer[-1].attention
+            s_vectors = [getattr(s_attention, kind)(out_s.hidden_states[-2]) for kind in ("q_lin", "k_lin", "v_lin")]
+            n_heads = recipe.relation_heads or usual_heads((student.config.dim, teacher.config.hidden_size))
+            relation = relation + relations_formula(s_vectors, t_vectors, n_heads, False, attended.sum(1))
     return (
         recipe.alpha_ce * kl / n_kl
         + recipe.alpha_mse * mse / n_kl
         + (recipe.alpha_mlm + recipe.alpha_clm) * hard / n_hard
         + recipe.alpha_cos * cos / n_cos
+        + recipe.alpha_relation * relation / n_cos
     )
 
 
@@ -146,7 +159,7 @@ def test_a_student_of_another_width_is_compared_through_a_projection_that_learns
     batch = prepare_batch_mlm(sequences, 0, masking, generator, recipe.head_on_all_tokens)
     distiller = make_distiller(student, teacher, recipe)
     assert distiller.student.dim == 24
-    widen = distiller.widening.projection.weight
+    widen = distiller.objective.widening.projection.weight
     exact, exact_widen = copy.deepcopy(student).double(), widen.detach().double().requires_grad_()
     triples = [triple(batch, batch.input_ids.shape)]
     loss = straightforward(exact, copy.deepcopy(teacher).double(), triples, recipe, exact_widen)
@@ -156,7 +169,7 @@ def test_a_student_of_another_width_is_compared_through_a_projection_that_learns
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients_equal(gradients, exact)
     assert ((before - widen) * exact_widen.grad).sum() > 0  # a step against the gradient
-    same = make_distiller(student, teacher, recipe).widening.projection.weight
+    same = make_distiller(student, teacher, recipe).objective.widening.projection.weight
     assert torch.equal(same, before)  # drawn from the seed
 
 
@@ -227,18 +240,18 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(tokenizer, teacher):
     data = RunData(SimpleNamespace(), sampler, None, 0, {})
     models = LanguageModel(student), LanguageModel(teacher)
     distiller = Distiller(Recipe(warmup_prop=0.0), *models, data, World(torch.device("cpu")), torch.float32, None)
-    finite = distiller.micro_batch_loss
+    finite = distiller.objective.loss
 
     def overflow(*args):
         loss, sums = finite(*args)
         return loss * torch.inf, sums
 
     before = copy.deepcopy(student.state_dict())
-    distiller.micro_batch_loss = overflow
+    distiller.objective.loss = overflow
     distiller.step(micro_batches, StepCounts.of(micro_batches))
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
     with pytest.raises(RunError, match="not finite in 1 of the last 1 steps"):
         distiller.save()
-    distiller.micro_batch_loss = finite
+    distiller.objective.loss = finite
     distiller.step(micro_batches, StepCounts.of(micro_batches))
     assert not torch.equal(student.state_dict()["vocab_transform.weight"], before["vocab_transform.weight"])

@@ -31,6 +31,24 @@ def test_encoder_and_head_together_are_the_model(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_vectors_are_what_the_layer_attends_with(name):
+    model = auto_class(SMALL[name]).from_config(SMALL[name]).eval()
+    parts = LanguageModel(model)
+    assert parts.watch(parts.depth - 1) == (32, 32, 32)
+    seen = {}
+    layer = model.get_submodule(f"{parts.family.layers}.3")
+    for name in parts.family.queries_keys_values:
+        layer.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.update({module: args[0]}))
+    with torch.no_grad():
+        for _ in range(2):  # the vectors are those of the last call
+            parts.hidden(torch.randint(5, 99, (3, 12)), None)
+        vectors = parts.vectors
+        expected = torch.cat([module(x) for module, x in seen.items()], -1).chunk(3, -1)
+    for ours, theirs in zip(vectors, expected, strict=True):
+        assert torch.equal(ours, theirs) and ours.shape == (3, 12, 32)
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_a_teacher_in_half_precision_says_what_autocast_says(name):
     config = SMALL[name]
     torch.manual_seed(0)

@@ -58,13 +58,14 @@ def test_the_whole_road(name, workspace, gpt2_tokenizer, tmp_path):
         tmp_path / "init.pth")  # fmt: skip
     flags = flags_of(workspace, data_file=text, token_counts=tmp_path / "counts.pickle", teacher_name=teacher,
                      from_pretrained_weights=tmp_path / "init.pth", from_pretrained_config=tmp_path / "init.json",
-                     n_epoch=1, batch_size=16, gradient_accumulation_steps=1, learning_rate=3e-3,
+                     alpha_relation=0.5, n_epoch=1, batch_size=16, gradient_accumulation_steps=1, learning_rate=3e-3,
                      dump_path=tmp_path / "run")  # fmt: skip
     assert train.main([*flags, "--teacher_type", name]) == 0
 
     first, *_, last = (row for row in rows_of(tmp_path / "run") if row["kind"] == "valid")
     loss = "clm_loss" if causal else "mlm_loss"
     assert last[loss] < first[loss] - 0.3
+    assert all(row["loss_relation"] > 0 for row in rows_of(tmp_path / "run") if row["kind"] == "train")
     assert math.isfinite(last["kl"])
     student = auto_class(config).from_pretrained(tmp_path / "run", dtype=torch.float32).eval()
     assert student.config.num_hidden_layers == 2

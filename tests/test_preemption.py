@@ -17,14 +17,15 @@ from training import stop_signal
 from training.checkpoint import steps_of
 
 SLOW = """
-import time, distiller, train
-micro_batch_loss = distiller.Distiller.micro_batch_loss
+import time, train
+from training.objective import Objective
+loss = Objective.loss
 
 def slowly(self, *arguments):
     time.sleep({seconds})
-    return micro_batch_loss(self, *arguments)
+    return loss(self, *arguments)
 
-distiller.Distiller.micro_batch_loss = slowly
+Objective.loss = slowly
 raise SystemExit(train.main())
 """
 

@@ -24,6 +24,7 @@ from evaluation.held_out import held_out_sequences
 from lm_seqs_dataset import LmSeqsDataset
 from training import dry_run
 from training.checkpoint import load_newest
+from training.optimization import Optimization
 
 
 def metrics(folder, kind):
@@ -465,14 +466,17 @@ def test_resume_without_a_state_overwrites_nothing_but_a_run(workspace, tmp_path
     assert (folder / "checkpoint.pth").exists()
 
 
+def overflow_in_steps(monkeypatch, *steps):
+    finite = Optimization.backward
+
+    def overflow(self, loss):
+        finite(self, loss * torch.inf if self.scheduler.last_epoch in steps else loss)
+
+    monkeypatch.setattr(Optimization, "backward", overflow)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(workspace, tmp_path, capsys, monkeypatch):
-    finite = distiller.Distiller.micro_batch_loss
-
-    def overflow(self, *arguments):
-        loss, sums = finite(self, *arguments)
-        return (loss * torch.inf if self.n_done == 3 else loss), sums
-
-    monkeypatch.setattr(distiller.Distiller, "micro_batch_loss", overflow)
+    overflow_in_steps(monkeypatch, 3)
     folder = tmp_path / "run"
     train(workspace, folder, "--checkpoint_interval", 1, expect=1)
     error = capsys.readouterr().err
@@ -485,13 +489,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(workspa
 
 
 def test_some_steps_that_are_not_finite_are_left_out(workspace, tmp_path, capsys, monkeypatch):
-    finite = distiller.Distiller.micro_batch_loss
-
-    def overflow(self, *arguments):
-        loss, sums = finite(self, *arguments)
-        return (loss * torch.inf if self.n_done in (3, 4) else loss), sums
-
-    monkeypatch.setattr(distiller.Distiller, "micro_batch_loss", overflow)
+    overflow_in_steps(monkeypatch, 3, 4)
     train(workspace, tmp_path / "run", "--max_bad_steps", 2, "--log_interval", 8)
     assert "not finite in 2 of the last 8 steps, up to 8 of 16, which were left out" in capsys.readouterr().err
     assert all(math.isfinite(row["loss"]) for row in metrics(tmp_path / "run", "train"))

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 
 from models.families import LanguageModel
-from models.flops import TrainingWork
 from training.batches import Batch, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World
-from training.losses import Terms
 from training.memory import PeakAbove, available_memory, peak_memory
 from training.meter import Meter
+from training.objective import Objective
 from training.optimization import Optimization
 from training.recipe import Recipe
-from training.vocabulary_loss import CHUNK_ROWS, Projection
+from training.vocabulary_loss import CHUNK_ROWS
 
 RESERVE = 0.1  # of the free memory
 GIB = 2**30
@@ -39,20 +38,16 @@ class Run(Protocol):
     data: RunData
     world: World
     meter: Meter
+    objective: Objective
     optimization: Optimization
-    alphas: Terms
     dtype: torch.dtype
     n_steps: int
     steps_per_epoch: int
     eval_interval: int
     peak_flops: float | None
-    work: TrainingWork
 
     def steps(self) -> Iterator[list[Batch]]: ...
     def step(self, micro_batches: list[Batch], counts: StepCounts) -> bool: ...
-    def micro_batch_loss(
-        self, batch: Batch, weights: Terms, s_projection: Projection
-    ) -> tuple[torch.Tensor, Terms]: ...
     def evaluate(self) -> dict[str, float] | None: ...
 
 
@@ -123,7 +118,7 @@ def time_steps(run: Run, n_steps: int) -> tuple[int, float, float, float]:
             run.step(micro_batches, counts)
             if done >= warm_up:
                 tokens += counts.tokens
-                flops += run.work.flops(counts)
+                flops += run.objective.work.flops(counts)
         seconds = _now(device) - start
     return n_steps, tokens, flops, seconds
 
@@ -154,8 +149,9 @@ def largest_micro_batch(run: Run) -> tuple[int, float, int]:
 
 def try_micro_batch(run: Run, batch: Batch) -> None:
     """Forward and backward, for what it costs."""
-    weights = run.alphas.map(lambda alpha: alpha / len(batch.token_positions))
-    loss, _ = run.micro_batch_loss(batch, weights, Projection.of(run.student.projection, run.dtype))
+    weights = run.objective.alphas.map(lambda alpha: alpha / len(batch.token_positions))
+    run.objective.begin_step()
+    loss, _ = run.objective.loss(batch, weights)
     run.optimization.backward(loss)
     run.optimization.forget_gradients()
 

@@ -130,6 +130,24 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--alpha_mse", type=real(0, 1e6), help="squared error of the logits (%(default)s)")
     group.add_argument("--alpha_cos", type=real(0, 1e6), help="direction of the last hidden states (%(default)s)")
+    group.add_argument(
+        "--alpha_relation",
+        type=real(0, 1e6),
+        help="relations between tokens, MiniLMv2's loss: how queries, keys and values of the last layer go with one "
+        "another (%(default)s)",
+    )
+    group.add_argument(
+        "--relation_layer",
+        type=integer(0, 1000),
+        help="of the teacher, counted from 0, whose relations the student learns (default: the last; for deep teachers "
+        "the paper found one below better, 20 of BERT-large's 24)",
+    )
+    group.add_argument(
+        "--relation_heads",
+        type=integer(1, 1 << 12),
+        help="parts that queries, keys and values are cut into; must divide their widths (default: 48, or the next "
+        "smaller number that does)",
+    )
     group.add_argument("--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)")
     group.add_argument("--restrict_ce_to_mask", action="store_true", help="KL and MSE at masked positions only")
 

@@ -21,12 +21,14 @@ class Terms(NamedTuple):
         mse: squared error of the student's logits against the teacher's.
         labels: cross-entropy with the true tokens: the masked ones (MLM), or the next ones (CLM).
         cos: direction of the last hidden states.
+        relation: relations between the tokens of a sequence (see `relation_loss`).
     """
 
     ce: Any = 0.0
     mse: Any = 0.0
     labels: Any = 0.0
     cos: Any = 0.0
+    relation: Any = 0.0
 
     def map(self, function: Callable, *others: "Terms") -> "Terms":
         """The function's value for each term, called with that term's value here and in `others`."""

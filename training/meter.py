@@ -150,7 +150,8 @@ class Meter:
 
     def load_state_dict(self, state: dict) -> None:
         device = self.world.device
-        self._terms = Terms(*(total.to(device) for total in state["terms"]))
+        totals = [total.to(device) for total in state["terms"]]
+        self._terms = Terms(*totals, *Terms.zeros(device)[len(totals) :])  # older states know fewer terms
         self._bad = state["bad"].to(device)
         self.steps, self.tokens = state["steps"], state["tokens"]
         self._tokens, self._flops = state["interval_tokens"], state["interval_flops"]

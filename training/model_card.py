@@ -56,7 +56,7 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
         parameters: every flag of the run, and its `command`.
         metrics: the rows of metrics.jsonl so far.
     """
-    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos"))
+    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation"))
     teacher = parameters["teacher_name"] if distilled else None
     task = "text-generation" if parameters["alpha_clm"] else "fill-mask"
     texts = ", ".join(f"`{Path(path).name}`" for path in parameters["data_file"])

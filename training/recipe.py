@@ -17,6 +17,9 @@ class Recipe:
     alpha_clm: float = 0.0
     alpha_mse: float = 0.0
     alpha_cos: float = 1.0
+    alpha_relation: float = 0.0
+    relation_layer: int | None = None
+    relation_heads: int | None = None
     temperature: float = 2.0
     restrict_ce_to_mask: bool = False
     # masking
@@ -56,7 +59,7 @@ class Recipe:
 
     @property
     def uses_teacher(self) -> bool:
-        return self.uses_teacher_logits or self.alpha_cos > 0
+        return self.uses_teacher_logits or self.alpha_cos > 0 or self.alpha_relation > 0
 
     @property
     def uses_teacher_logits(self) -> bool:

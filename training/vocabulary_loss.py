@@ -73,8 +73,8 @@ def vocabulary_loss(
         t_rows: (n, dim of the teacher); None if neither ce nor mse is wanted.
         t_projection: the teacher's.
         labels: (n_labels,) int64, of the first n_labels rows.
-        weights: what each sum is multiplied by: alpha divided by the number of rows; 0 leaves a term out. That of cos
-            is not looked at.
+        weights: what each sum is multiplied by: alpha divided by the number of rows; 0 leaves a term out. Those of cos
+            and relation are not looked at.
         temperature: T, of the ce term.
         chunk_rows: rows at a time; None for what suits the device.
 
@@ -85,7 +85,7 @@ def vocabulary_loss(
     chunk_rows = chunk_rows or CHUNK_ROWS.get(s_rows.device.type, max(CHUNK_ROWS.values()))
     loss, ce, mse, of_labels = _VocabularyLoss.apply(
         s_rows, s_linear.weight, s_linear.bias, s_projection, t_rows, t_projection, labels,
-        weights._replace(cos=0.0), temperature, chunk_rows,
+        weights._replace(cos=0.0, relation=0.0), temperature, chunk_rows,
     )  # fmt: skip
     return loss, Terms(ce=ce, mse=mse, labels=of_labels)
 
