@@ -82,22 +82,29 @@ class TrainingWork:
 
     Args:
         teacher: None if no loss needs it.
-        needs_logits: whether a loss needs the teacher's logits.
+        head: whether a loss needs the student's logits.
+        teachers_head: whether a loss needs the teacher's.
         beside: what is trained beside the student, and applied to every token.
     """
 
     def __init__(
-        self, student: LanguageModel, teacher: LanguageModel | None, needs_logits: bool, beside: nn.Module
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        head: bool,
+        teachers_head: bool,
+        beside: nn.Module,
     ) -> None:
-        self.student = MatrixWork(student)
+        self.student = MatrixWork(student, head)
         self.student.per_token += 2 * _matrix_weights(beside)
-        self.teacher = MatrixWork(teacher, needs_logits) if teacher else None
+        self.teacher = MatrixWork(teacher, teachers_head) if teacher else None
+        self.causal = student.family.causal
         self.of_relations = 0  # for each pair of tokens
 
     def add_relations(self, s_width: int, t_width: int) -> None:
         """For queries, keys and values of these widths together: a product for the relations of each model, and one for
         the student's gradient."""
-        self.of_relations = 2 * s_width * 2 + 2 * t_width
+        self.of_relations = (2 * 2 * s_width + 2 * t_width) // (2 if self.causal else 1)
 
     def flops(self, counts) -> float:
         """Of a step: the student's pass forward and back, the teacher's forward.

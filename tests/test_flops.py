@@ -5,8 +5,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from models.families import LanguageModel
-from models.flops import MatrixWork, peak_flops_of
+from models.flops import MatrixWork, TrainingWork, peak_flops_of
 from models.student import build_student, half_depth_config
+from training.batches import StepCounts
 
 
 def test_bert_base_and_its_student_take_what_arithmetic_says():
@@ -20,6 +21,21 @@ def test_bert_base_and_its_student_take_what_arithmetic_says():
     assert per_token(teacher) == 12 * (layer + attention) + head  # 223 MFLOP
     assert per_token(student) == 6 * (layer + attention) + head  # 135 MFLOP
     assert MatrixWork(teacher, needs_head=False).forward(1, 1, 0) == 12 * layer
+
+
+def test_a_step_takes_the_students_pass_three_times_the_teachers_once_and_the_relations():
+    with torch.device("meta"):
+        teacher = LanguageModel(BertForMaskedLM(BertConfig()))
+        student = LanguageModel(build_student(half_depth_config(BertConfig()), None))
+    counts = StepCounts(tokens=1280, rows=1280, labels=192, pairs=10 * 128**2)
+    amount = counts.tokens, counts.rows, counts.pairs
+    work = TrainingWork(student, teacher, True, True, torch.nn.Identity())
+    plain = 3 * MatrixWork(student).forward(*amount) + MatrixWork(teacher).forward(*amount)
+    assert work.flops(counts) == plain
+    work.add_relations(3 * 768, 3 * 768)
+    assert work.flops(counts) == plain + 3 * (2 + 1) * 2 * 768 * counts.pairs
+    without_heads = TrainingWork(student, None, False, False, torch.nn.Linear(768, 10))
+    assert without_heads.flops(counts) == 3 * (MatrixWork(student, False).forward(*amount) + 2 * 7680 * 1280)
 
 
 def test_a_causal_model_compares_half_the_pairs():
