@@ -67,10 +67,20 @@ def build_student(config: PretrainedConfig, weights: str | None) -> PreTrainedMo
 
     Raises: InputError if the weights don't fit the shape.
     """
-    student = auto_class(config).from_config(config, dtype=torch.float32)
     if weights is None:
-        return student
-    state = load_state_dict(weights)
+        return auto_class(config).from_config(config, dtype=torch.float32)
+    return student_with(config, load_state_dict(weights), weights)
+
+
+def student_with(config: PretrainedConfig, state: dict[str, torch.Tensor], weights: str) -> PreTrainedModel:
+    """A student of this shape with the weights of a state dict; those it lacks are random.
+
+    Args:
+        weights: where they are from, for messages.
+
+    Raises: InputError if they don't fit the shape.
+    """
+    student = auto_class(config).from_config(config, dtype=torch.float32)
     own = student.state_dict()
     unknown = sorted(set(state) - set(own))
     misfits = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -95,6 +105,12 @@ def build_student(config: PretrainedConfig, weights: str | None) -> PreTrainedMo
 
 
 # -------------------------------------------------------------------------------------------------- layers of a teacher
+
+
+def usual_layers(teacher: PretrainedConfig) -> list[int]:
+    """Half of them, evenly spread."""
+    n = half_depth_config(teacher).num_hidden_layers
+    return spread_layers(teacher.num_hidden_layers, n, getattr(teacher, "layer_types", None))
 
 
 def spread_layers(depth: int, n: int, types: Sequence[str] | None = None) -> list[int]:
@@ -161,13 +177,18 @@ def extract_same_family(state: dict[str, torch.Tensor], layers: list[int], prefi
 
 
 def extract(
-    teacher: PreTrainedModel, layers: list[int] | None, vocab_transform: bool, student_type: str | None = None
+    teacher: PreTrainedModel, layers: list[int], vocab_transform: bool, student_type: str | None = None
 ) -> tuple[PretrainedConfig, dict[str, torch.Tensor]]:
-    """The student's shape and first weights. Raises: InputError if the teacher has no such layers."""
+    """The student's shape and first weights. Raises: InputError if the teacher has no such layers.
+
+    Args:
+        layers: of the teacher, lowest first.
+        vocab_transform: whether the layer before the vocabulary projection is taken too.
+        student_type: the student's family; None for the usual one.
+    """
     depth = teacher.config.num_hidden_layers
     config = half_depth_config(teacher.config, student_type)
     types = getattr(teacher.config, "layer_types", None)
-    layers = layers if layers is not None else spread_layers(depth, config.num_hidden_layers, types)
     if not all(0 <= layer < depth for layer in layers):
         raise InputError(f"--layers {' '.join(map(str, layers))}: the teacher's layers are 0 to {depth - 1}.")
     config.num_hidden_layers = len(layers)
@@ -176,9 +197,6 @@ def extract(
     state = teacher.state_dict()
     if (teacher.config.model_type, config.model_type) == ("bert", "distilbert"):
         taken = extract_to_distilbert(state, layers, vocab_transform)
-        if teacher.config.layer_norm_eps != 1e-12:
-            logger.warning("the teacher's layer norms add %g, a DistilBERT's 1e-12", teacher.config.layer_norm_eps)
     else:
         taken = extract_same_family(state, layers, family_of(config).layers)
-    logger.info("layers %s of %d become the student's %d", " ".join(map(str, layers)), depth, len(layers))
     return config, {name: value.clone() for name, value in taken.items()}

@@ -6,7 +6,13 @@
 writes init.pth, for train.py --from_pretrained_weights, and beside it init.json, the student's shape, for
 --from_pretrained_config where that is not half the teacher's depth.
 
-Of twelve layers 0 2 4 7 9 11 are taken, of another number every second, evenly spread. A DistilBERT has no token types:
+Of twelve layers 0 2 4 7 9 11 are taken, of another number every second, evenly spread. With --choose_layers and a
+binarized text several lists are tried out on it before, without any training, and the best is taken:
+
+    python scripts/extract_for_distil.py --bert_model bert-base-uncased --vocab_transform --choose_layers \\
+        --data_file data/binarized_text.bert-base-uncased.pickle
+
+A DistilBERT has no token types:
 BERT's row 0, which is added to every position, is folded into the table of positions, so nothing is lost.
 """
 
@@ -14,14 +20,21 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from models.families import FAMILIES
+from corpus.files import open_corpus
+from corpus.tokenization import load_tokenizer
+from evaluation import held_out
+from evaluation.layer_choice import Trial, n_trials, one_by_one, usual_lists
+from models.families import FAMILIES, family_of, max_length
 from models.loading import load_language_model
-from models.student import build_student, extract
+from models.student import build_student, extract, usual_layers
+from training.distributed import add_precision_flags, choose_dtype, init_world
 from utils import InputError, integer, logger, path
 
 
@@ -43,11 +56,79 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--layers", type=integer(0, 1000), nargs="+", help="which layers, counted from 0, lowest first")
     parser.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
+
+    group = parser.add_argument_group("choice of layers")
+    group.add_argument(
+        "--choose_layers", action="store_true", help="try lists of layers on --data_file, print a table, take the best"
+    )
+    group.add_argument("--data_file", type=path, nargs="+", help="binarized text (scripts/binarized_data.py)")
+    group.add_argument(
+        "--n_layers", type=integer(1, 1000), help="how many the student shall have (default: half the teacher's)"
+    )
+    group.add_argument(
+        "--n_sequences",
+        type=integer(1),
+        default=100,
+        help="how many of the text's sequences, evenly spread; the more, the surer and the slower (%(default)s)",
+    )
+    group.add_argument("--tokenizer_name", type=path, help="of the text (default: the teacher's)")
+    add_precision_flags(group)
+    group.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
     return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    if not args.choose_layers:
+        for flag in ("data_file", "n_layers", "tokenizer_name"):
+            if getattr(args, flag) is not None:
+                raise InputError(f"--{flag} is for --choose_layers; without it give --layers, or nothing.")
+        return
+    if args.layers:
+        raise InputError("--layers says which layers, --choose_layers asks which: give one of them.")
+    if not args.data_file:
+        raise InputError("--choose_layers needs text to try the layers on: give it with --data_file.")
+
+
+def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel) -> list[int]:
+    """Prints a table of the lists tried, best first, and returns the best."""
+    depth, n = teacher.config.num_hidden_layers, args.n_layers or len(usual_layers(teacher.config))
+    if n >= depth:
+        raise InputError(f"--n_layers {n}: the teacher has {depth}; choose fewer.")
+    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name)
+    text = open_corpus(args.data_file, tokenizer)
+    text.verify()
+    causal, length = family_of(teacher.config).causal, max_length(teacher.config)
+    sequences = np.unique(np.linspace(0, len(text) - 1, args.n_sequences).astype(int))
+    batches = held_out.held_out_batches(text, tokenizer, length, causal, sequences)
+    with init_world(args.n_gpu) as world:
+        teacher = teacher.eval().requires_grad_(False).to(world.device)
+        lists = usual_lists(depth, n, getattr(teacher.config, "layer_types", None))
+        total = n_trials(depth, n) + len(lists) + 1
+        with utils.progress_bar(True, True, desc="lists of layers", total=total) as bar:
+            trial = Trial(teacher, args.student_type, batches, world, choose_dtype(args, world.device), bar.update)
+            lists = {"taken away one by one": one_by_one(depth, n, trial.kl)} | lists
+            rows = {name: trial.metrics(layers) for name, layers in lists.items()}
+    teacher.to("cpu")
+    loss = held_out.LOSS[causal]
+    best_first = sorted(rows, key=lambda name: rows[name]["kl"])
+    cells = [
+        [
+            name, " ".join(map(str, lists[name])), f"{rows[name]['kl']:.3f}", f"{rows[name][loss]:.3f}",
+            f"{100 * rows[name]['agreement']:.1f} %",
+        ]
+        for name in best_first
+    ]  # fmt: skip
+    teachers = next(iter(rows.values()))["teacher_loss"]
+    print(f"\n{utils.markdown_table(['choice', 'layers', 'KL', 'loss', 'as teacher'], cells)}\n")
+    print(
+        f"KL to the teacher and loss in nats a word, on {len(sequences)} sequences; the teacher's loss: {teachers:.3f}"
+    )
+    return lists[best_first[0]]
 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
+    check_flags(args)
     target = Path(args.dump_checkpoint)
     utils.check_output_file(target, "--dump_checkpoint")
     shape = target.with_suffix(".json")
@@ -57,8 +138,13 @@ def main(args: argparse.Namespace) -> None:
     teacher = load_language_model(args.model_name, "teacher", head_required=True)
     if args.model_type and teacher.config.model_type != args.model_type:
         raise InputError(f"--model_type {args.model_type}: {args.model_name} is a {teacher.config.model_type}.")
-    config, state = extract(teacher, args.layers, args.vocab_transform, args.student_type)
+    layers = choose_layers(args, teacher) if args.choose_layers else args.layers or usual_layers(teacher.config)
+    config, state = extract(teacher, layers, args.vocab_transform, args.student_type)
+    depth = teacher.config.num_hidden_layers
+    logger.info("layers %s of %d become the student's %d", " ".join(map(str, layers)), depth, len(layers))
     if teacher.config.model_type == "bert" and config.model_type == "distilbert":
+        if teacher.config.layer_norm_eps != 1e-12:
+            logger.warning("the teacher's layer norms add %g, a DistilBERT's 1e-12", teacher.config.layer_norm_eps)
         logger.info("token type 0 is folded into the positions; the other token types and the pooler are left out")
         if not args.vocab_transform:
             logger.info("without --vocab_transform the layer before the vocabulary projection starts at random")

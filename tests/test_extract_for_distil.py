@@ -1,8 +1,10 @@
 import extract_for_distil
 import pytest
 import torch
-from workspace import run
+from transformers import BertForMaskedLM
+from workspace import load_tokenizer, run
 
+from evaluation.layer_choice import n_trials, one_by_one, usual_lists
 from models.loading import load_config
 from models.student import BERT_LAYER, build_student
 
@@ -58,6 +60,10 @@ def test_without_the_flag_the_transform_is_left_out(workspace, tmp_path):
         (["--layers", "0", "4"], "the teacher's layers are 0 to 3"),
         (["--bert_model", "no-such-folder"], "no-such-folder"),
         (["--model_type", "roberta"], "is a bert"),
+        (["--choose_layers"], "give it with --data_file"),
+        (["--n_layers", "2"], "--n_layers is for --choose_layers"),
+        (["--choose_layers", "--layers", "1"], "give one of them"),
+        (["--choose_layers", "--data_file", "text", "--n_layers", "4"], "the teacher has 4"),
     ],
 )
 def test_bad_input(workspace, tmp_path, capsys, flags, message):
@@ -76,3 +82,45 @@ def test_a_teacher_without_a_head_is_refused(workspace, tmp_path, capsys):
     )
     run(extract_for_distil, "--bert_model", tmp_path / "bare", "--dump_checkpoint", tmp_path / "init.pth", expect=2)
     assert "no language-model head" in capsys.readouterr().err
+
+
+def test_the_layers_that_do_nothing_are_not_chosen(workspace, tmp_path, capsys):
+    """Of a teacher whose layers 1 and 2 hand on what they get."""
+    teacher = BertForMaskedLM.from_pretrained(workspace / "bert-base-uncased")
+    for layer in teacher.bert.encoder.layer[1:3]:
+        for dense in (layer.attention.output.dense, layer.output.dense):
+            dense.weight.data.zero_()
+            dense.bias.data.zero_()
+    teacher.save_pretrained(tmp_path / "teacher")
+    load_tokenizer(workspace / "bert-base-uncased").save_pretrained(tmp_path / "teacher")
+    flags = ["--bert_model", tmp_path / "teacher", "--dump_checkpoint", tmp_path / "init.pth", "--n_gpu", 0]
+    text = workspace / "text.bert-base-uncased.pickle"
+    run(extract_for_distil, *flags, "--choose_layers", "--data_file", text, "--n_sequences", 20)
+    printed = capsys.readouterr()
+    _, _, best, *others, _, _ = printed.out.strip().splitlines()
+    assert best.split("|")[2].strip() == "0 3" and len(others) == 5
+    kl = [float(line.split("|")[3]) for line in (best, *others)]
+    assert kl == sorted(kl) and kl[0] == 0 < kl[-1]
+    assert "layers 0 3 of 4" in printed.err
+    run(extract_for_distil, *flags, "--choose_layers", "--data_file", text, "--n_sequences", 20, "--n_layers", 1)
+    assert "layers 0 of 4" in capsys.readouterr().err
+
+
+def test_layers_are_taken_away_one_by_one():
+    worth = [5, 1, 4, 2, 3]
+    tried = []
+
+    def score(layers):
+        tried.append(layers)
+        return -sum(worth[layer] for layer in layers)
+
+    assert one_by_one(5, 2, score) == [0, 2]
+    assert len(tried) == n_trials(5, 2) == 5 + 4 + 3
+
+
+def test_usual_lists():
+    assert list(usual_lists(12, 6).values()) == [
+        [0, 2, 4, 7, 9, 11], [0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11], [0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11],
+        [0, 1, 2, 9, 10, 11],
+    ]  # fmt: skip
+    assert list(usual_lists(3, 1)) == ["evenly spread", "every second from 1", "the highest"]

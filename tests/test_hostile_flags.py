@@ -31,6 +31,7 @@ ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/sel
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip
 MEASURING = {  # what scripts do for long once their flags are known to be right, and what they then take for done
     "export_onnx": {"export_and_compare": []},
+    "extract_for_distil": {"one_by_one": [0, 1]},
     "ablation": {"train.main": 0, "table": ""},
     "report": {"make_page": ""},
     "run_glue": {"fine_tune_and_score": {"score": 0.0}},
@@ -99,7 +100,8 @@ def right_flags(workspace, tmp_path_factory):
         "binarized_data": ["--file_path", short, "--tokenizer_name", name, "--dump_file", out / "text"],
         "token_counts": ["--data_file", data, "--token_counts_dump", out / "counts.pickle"],
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
-        "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
+        "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth", "--choose_layers",
+                               "--data_file", data, "--n_sequences", 2],
         "extract": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "extract_distilbert": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],

@@ -1,0 +1,90 @@
+"""Which of a teacher's layers make the best start for a student, told before any training.
+
+Each list of layers is tried out as it is: the student that `models.student.extract` makes of it predicts held-out
+masked (or next) words beside its teacher. Beside the usual lists, layers are taken away one by one, each time the one
+that is missed least (the greedy search of Peer et al., 2022, arXiv 2105.14839).
+"""
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from evaluation import held_out
+from models.families import LanguageModel
+from models.student import extract, spread_layers, student_with
+from training.batches import Batches
+from training.distributed import World
+
+
+def usual_lists(depth: int, n: int, types: list[str] | None = None) -> dict[str, list[int]]:
+    """Lists of `n` of `depth` layers that people choose, by what they are called; each list once.
+
+    Args:
+        types: of the layers, where they alternate.
+    """
+    low = -(-n // 2)
+    lists = {
+        "evenly spread": spread_layers(depth, n, types),
+        "every second": list(range(depth))[::2][:n],
+        "every second from 1": list(range(depth))[1::2][:n],
+        "the lowest": list(range(n)),
+        "the highest": list(range(depth - n, depth)),
+        "the lowest and the highest": [*range(low), *range(depth - n + low, depth)],
+    }
+    once = {tuple(layers): name for name, layers in reversed(lists.items()) if len(layers) == n}
+    return {name: lists[name] for name in lists if name in once.values()}
+
+
+def one_by_one(depth: int, n: int, score: Callable[[list[int]], float]) -> list[int]:
+    """The layers that are left when the one that is missed least is taken away until `n` are left.
+
+    Args:
+        score: of a list of layers; the lower, the better.
+    """
+    layers = list(range(depth))
+    while len(layers) > n:
+        shorter = [layers[:i] + layers[i + 1 :] for i in range(len(layers))]
+        layers = min(shorter, key=score)
+    return layers
+
+
+def n_trials(depth: int, n: int) -> int:
+    """How many lists `one_by_one` scores."""
+    return sum(range(n + 1, depth + 1))
+
+
+class Trial:
+    """Scores lists of a teacher's layers on held-out text.
+
+    Args:
+        teacher: frozen, float32, on the world's device.
+        student_type: the student's family; None for the usual one.
+        batches: with the words to guess.
+        world: of one process.
+        dtype: what to compute in.
+        tried: called after each list.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student_type: str | None,
+        batches: Batches,
+        world: World,
+        dtype: torch.dtype,
+        tried: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.teacher, self.student_type, self.batches = teacher, student_type, batches
+        self.world, self.dtype, self.tried = world, dtype, tried
+
+    def metrics(self, layers: list[int]) -> dict[str, float]:
+        """What `held_out.evaluate` tells of a student with these layers of the teacher's."""
+        config, state = extract(self.teacher, layers, True, self.student_type)
+        student = LanguageModel(student_with(config, state, "the teacher")).to(self.world.device)
+        metrics = held_out.evaluate(student, LanguageModel(self.teacher), self.batches, self.world, self.dtype)
+        self.tried()
+        return metrics
+
+    def kl(self, layers: list[int]) -> float:
+        return self.metrics(layers)["kl"]
