@@ -26,6 +26,7 @@ from corpus.overlap import load_overlap
 from corpus.parallel import n_cores
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer, vocabulary_difference
+from corpus.vocabulary_trimming import Kept
 from distiller import Distiller
 from evaluation import held_out
 from grouped_batch_sampler import GroupedBatchSampler
@@ -33,6 +34,7 @@ from lm_seqs_dataset import MIN_LENGTH, LmSeqsDataset
 from models.families import LanguageModel, family_of, freeze, max_length
 from models.loading import count_parameters, load_config, load_language_model
 from models.student import build_student, half_depth_config
+from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
 from training.batches import Masking, RunData
 from training.distributed import World, choose_dtype, describe_device, init_world
@@ -183,7 +185,7 @@ def log_small_steps(run: Distiller) -> None:
         )  # fmt: skip
 
 
-def build_models(args: argparse.Namespace, config: PretrainedConfig, device: torch.device):
+def build_models(args: argparse.Namespace, config: PretrainedConfig, kept: Kept | None, device: torch.device):
     """Loads teacher and student onto the device, and freezes what is to stay as it is."""
     if whole_model(args.student_pretrained_weights):
         student = load_language_model(args.student_pretrained_weights, "student", head_required=False, config=config)
@@ -197,6 +199,8 @@ def build_models(args: argparse.Namespace, config: PretrainedConfig, device: tor
     teacher = None
     if args.teacher_name:
         teacher = load_language_model(args.teacher_name, "teacher", head_required=True)
+        if kept:
+            teacher = trim_model(teacher, kept.ids)
         teacher.requires_grad_(False).eval()
     for role, model in (("teacher", teacher), ("student", student)):
         if model:
@@ -210,17 +214,36 @@ def build_models(args: argparse.Namespace, config: PretrainedConfig, device: tor
 
 
 def load_configs(args: argparse.Namespace):
-    """Tokenizer, student's and teacher's (or None) configuration, checked against each other; no weights yet."""
+    """Tokenizer, student's and teacher's (or None) configuration, checked against each other, and which entries of the
+    teacher's vocabulary are kept (None: all); no weights yet."""
     if needs_teacher(args) and args.teacher_name is None:
         args.teacher_name = DEFAULT_TEACHER
     teacher = load_config(args.teacher_name) if args.teacher_name else None
     student_name = whole_model(args.student_pretrained_weights)
     args.tokenizer_name = args.tokenizer_name or args.teacher_name or student_name or DEFAULT_TEACHER
     tokenizer = load_tokenizer(args.tokenizer_name)
-    check_vocabularies(args.tokenizer_name, tokenizer, args.teacher_name, student_name)
+    kept = kept_entries(args, teacher)
+    if kept:
+        logger.info(
+            "the teacher's vocabulary is cut to the %s entries of %s", f"{len(kept.ids):,}", args.tokenizer_name
+        )
+        teacher = trim_config(teacher, kept.ids)
+    check_vocabularies(args.tokenizer_name, tokenizer, None if kept else args.teacher_name, student_name)
     student = student_config(args, teacher, tokenizer)
     check_fit(args, student, teacher, tokenizer)
-    return tokenizer, student, teacher
+    return tokenizer, student, teacher, kept
+
+
+def kept_entries(args: argparse.Namespace, teacher: PretrainedConfig | None) -> Kept | None:
+    """If the tokenizer is one that scripts/trim_vocabulary.py made of the teacher's: which entries it kept."""
+    kept = Kept.load(args.tokenizer_name)
+    if kept is None or teacher is None:
+        return None
+    try:
+        own = describe_tokenizer(load_tokenizer(args.teacher_name))
+    except InputError:  # the teacher brings none
+        return kept if teacher.vocab_size >= kept.old_size else None
+    return kept if own["vocab_hash"] == kept.old_hash else None
 
 
 def longest_sequence(student: PretrainedConfig, teacher: PretrainedConfig | None, tokenizer) -> int:
@@ -288,7 +311,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     # Everything that the user can have got wrong comes before a model is loaded or a file removed.
     dtype = choose_dtype(args, world.device)
     run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
-    tokenizer, student_cfg, teacher_cfg = load_configs(args)
+    tokenizer, student_cfg, teacher_cfg, kept = load_configs(args)
     resolve_defaults(args, student_cfg, world.device)
     check_memory(student_cfg, teacher_cfg, world.device)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
@@ -303,7 +326,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     if args.teacher_name and not needs_teacher(args):
         logger.info("no loss uses the teacher %s: it only serves to measure the agreement", args.teacher_name)
     utils.set_seed(args.seed)  # the student's random weights are drawn from this
-    student, teacher = build_models(args, student_cfg, world.device)
+    student, teacher = build_models(args, student_cfg, kept, world.device)
     if args.alpha_cos and student.dim != teacher.dim:
         logger.info("hidden states are compared through a learned projection from %d to %d", student.dim, teacher.dim)
     parameters = describe_run(args, text, data, tokenizer, teacher, dtype, world)

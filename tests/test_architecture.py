@@ -16,10 +16,11 @@ ORDER = (
     "training: flags dry_run resume meter optimization objective batches vocabulary_loss relation_loss losses recipe "
     "run_folder checkpoint model_card metrics_files distributed memory stop_signal",
     "lm_seqs_dataset",
-    "corpus: overlap statistics token_counts files token_writer tokenization documents parallel text_reader",
+    "corpus: vocabulary_trimming overlap statistics token_counts files token_writer tokenization documents parallel "
+    "text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: student flops loading families",
+    "models: trimming student flops loading families",
     "utils",
 )
 ROOMS = {room: files.split() for room, _, files in (row.partition(": ") for row in ORDER)}

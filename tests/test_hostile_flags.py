@@ -102,6 +102,7 @@ def right_flags(workspace, tmp_path_factory):
         "merge_data": ["--data_file", data, "--dump_file", out / "merged.pickle"],
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth", "--choose_layers",
                                "--data_file", data, "--n_sequences", 2],
+        "trim_vocabulary": ["--model_name", name, "--data_file", data, "--output_dir", out / "trimmed"],
         "extract": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "extract_distilbert": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
