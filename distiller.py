@@ -72,6 +72,9 @@ class Distiller:
         trained = nn.ModuleList([student, self.objective.widening])
         self.optimization = Optimization(trained, recipe, self.n_steps, world, dtype)
         self.meter = Meter(self.objective.names, self.objective.alphas, self.n_steps, world, self.peak_flops)
+        encoder_only = recipe.encoder_only
+        self.product = student.encoder if encoder_only else student.model  # what is saved
+        self.loss_name = held_out.HIDDEN_LOSS if encoder_only else held_out.LOSS[student.family.causal]
         self.epoch = self.steps_of_epoch = 0  # steps done in this epoch
         self.n_done = 0  # steps done in all
         self.best_loss, self.owes_evaluation = math.inf, False  # held-out
@@ -179,6 +182,8 @@ class Distiller:
     def evaluate(self) -> dict[str, float] | None:
         """Held-out losses of the student and its agreement with the teacher (see `held_out.evaluate_all`)."""
         models, data = (self.student, self.teacher), self.data.held_out
+        if self.recipe.encoder_only:
+            return held_out.evaluate_hidden(self.objective, data[""], self.world, lambda: self.stop.is_pressing)
         return held_out.evaluate_all(*models, data, self.world, self.dtype, lambda: self.stop.is_pressing)
 
     def _evaluate_and_log(self) -> None:
@@ -189,9 +194,9 @@ class Distiller:
             self.owes_evaluation = metrics is None  # there was no time; it is made up for when the run continues
             if self.owes_evaluation:
                 return
-            loss = metrics[held_out.LOSS[self.student.family.causal]]
+            loss = metrics[self.loss_name]
             if loss < self.best_loss and self.world.is_master:
-                self._write(lambda: self.folder.save_best(self.student.model))
+                self._write(lambda: self.folder.save_best(self.product))
             self.best_loss = min(loss, self.best_loss)
         if self.world.is_master:
             self.folder.log_metrics("valid", self.n_done, self.meter.tokens, metrics)
@@ -211,7 +216,7 @@ class Distiller:
         self.meter.check_finite(self.n_done, self.recipe.max_bad_steps)
         if self.world.is_master:
             with self.meter.paused():
-                self._write(lambda: self.folder.save(self.student.model, self.state_dict(), epoch))
+                self._write(lambda: self.folder.save(self.product, self.state_dict(), epoch))
         self.last_save = time.monotonic()
 
     def _write(self, write: Callable[[], None]) -> None:

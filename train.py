@@ -32,7 +32,7 @@ from evaluation import held_out
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import MIN_LENGTH, LmSeqsDataset
 from models.families import LanguageModel, family_of, freeze, max_length
-from models.loading import count_parameters, load_config, load_language_model
+from models.loading import count_parameters, load_config, load_language_model, load_with_or_without_head, some
 from models.student import build_student, half_depth_config
 from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
@@ -42,6 +42,7 @@ from training.flags import ARCHITECTURE, DEFAULT_TEACHER, sanity_checks, whole_m
 from training.memory import available_memory
 from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
 from training.resume import check_resume, fingerprint
+from training.sentence_encoder import sentence_transformers_files
 from utils import InputError, logger
 
 # --------------------------------------------------------------------------------------------------------------- checks
@@ -135,7 +136,7 @@ def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: Pret
 
 
 def build_data(
-    args: argparse.Namespace, recipe: Recipe, text: TokenCorpus, tokenizer, length: int, causal: bool, world: World
+    args: argparse.Namespace, recipe: Recipe, text: TokenCorpus, tokenizer, length: int, masked: bool, world: World
 ) -> RunData:
     """Indexes the text, and says how it is masked and what of it is held out."""
     chosen = held_out.held_out_sequences(len(text), 0 if args.valid_data_file else args.valid_share)
@@ -159,12 +160,12 @@ def build_data(
     if args.valid_data_file:
         valid_text = open_corpus(args.valid_data_file, tokenizer)
         valid_text.verify()
-        held_out_text = held_out.held_out_batches(valid_text, tokenizer, length, causal, None)
+        held_out_text = held_out.held_out_batches(valid_text, tokenizer, length, masked, None)
     elif len(chosen):
-        held_out_text = held_out.held_out_batches(text, tokenizer, length, causal, chosen)
+        held_out_text = held_out.held_out_batches(text, tokenizer, length, masked, chosen)
 
     masking = None
-    if not causal:
+    if masked:
         if args.token_counts:
             counts = load_token_counts(args.token_counts, len(tokenizer))
         else:
@@ -185,10 +186,14 @@ def log_small_steps(run: Distiller) -> None:
         )  # fmt: skip
 
 
-def build_models(args: argparse.Namespace, config: PretrainedConfig, kept: Kept | None, device: torch.device):
-    """Loads teacher and student onto the device, and freezes what is to stay as it is."""
-    if whole_model(args.student_pretrained_weights):
-        student = load_language_model(args.student_pretrained_weights, "student", head_required=False, config=config)
+def build_models(
+    args: argparse.Namespace, recipe: Recipe, config: PretrainedConfig, kept: Kept | None, device: torch.device
+) -> tuple[LanguageModel, LanguageModel | None]:
+    """Loads student and teacher onto the device, and freezes what is to stay as it is."""
+    if name := whole_model(args.student_pretrained_weights):
+        student, missing = load_with_or_without_head(name, "student", config)
+        if missing and not recipe.encoder_only:
+            logger.info("student %s: its head starts from random weights (%s)", name, some(missing))
     else:
         student = build_student(config, args.student_pretrained_weights)
     family = family_of(config)
@@ -196,21 +201,25 @@ def build_models(args: argparse.Namespace, config: PretrainedConfig, kept: Kept 
         raise InputError(f"--freeze_pos_embs: a {config.model_type} has no table of positions.")
     if args.freeze_token_type_embds and not freeze(student, family.token_types):
         raise InputError(f"--freeze_token_type_embds: a {config.model_type} has no token types.")
+    student = LanguageModel(student)
+    if recipe.encoder_only:
+        student.freeze_head()
     teacher = None
     if args.teacher_name:
-        teacher = load_language_model(args.teacher_name, "teacher", head_required=True)
+        teacher = load_language_model(args.teacher_name, "teacher", head_required=not recipe.encoder_only)
         if kept:
             teacher = trim_model(teacher, kept.ids)
-        teacher.requires_grad_(False).eval()
+        teacher = LanguageModel(teacher.requires_grad_(False).eval())
     for role, model in (("teacher", teacher), ("student", student)):
         if model:
-            n = sum(p.numel() for p in model.parameters())
-            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            part = model.encoder if recipe.encoder_only else model.model
+            n = sum(p.numel() for p in part.parameters())
+            trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
             logger.info(
                 "%s: %s, %d layers, %.1f M parameters, %.1f M of them trained",
-                role, model.config.model_type, model.config.num_hidden_layers, n / 1e6, trained / 1e6,
+                role, model.model.config.model_type, model.depth, n / 1e6, trained / 1e6,
             )  # fmt: skip
-    return LanguageModel(student).to(device), LanguageModel(teacher).to(device) if teacher else None
+    return student.to(device), teacher.to(device) if teacher else None
 
 
 def load_configs(args: argparse.Namespace):
@@ -319,14 +328,17 @@ def run(args: argparse.Namespace, world: World) -> int:
     if world.local_rank == 0:  # once a machine
         text.verify()
     length = longest_sequence(student_cfg, teacher_cfg, tokenizer)
-    data = build_data(args, recipe, text, tokenizer, length, family_of(student_cfg).causal, world)
+    masked = not (family_of(student_cfg).causal or recipe.encoder_only)
+    data = build_data(args, recipe, text, tokenizer, length, masked, world)
     state = run_folder.load_state(args.dump_path) if args.resume else None
 
     logger.info("running on %s, computing in %s", describe_device(world.device), str(dtype).split(".")[1])
     if args.teacher_name and not needs_teacher(args):
         logger.info("no loss uses the teacher %s: it only serves to measure the agreement", args.teacher_name)
     utils.set_seed(args.seed)  # the student's random weights are drawn from this
-    student, teacher = build_models(args, student_cfg, kept, world.device)
+    if recipe.encoder_only:
+        logger.info("no loss needs a vocabulary head: the encoder alone is distilled, and nothing is masked")
+    student, teacher = build_models(args, recipe, student_cfg, kept, world.device)
     if args.alpha_cos and student.dim != teacher.dim:
         logger.info("hidden states are compared through a learned projection from %d to %d", student.dim, teacher.dim)
     parameters = describe_run(args, text, data, tokenizer, teacher, dtype, world)
@@ -334,7 +346,8 @@ def run(args: argparse.Namespace, world: World) -> int:
         check_resume(run_folder.load_parameters(args.dump_path), parameters, student.uses_dropout)
     folder = None
     if world.is_master and not args.dry_run:
-        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, args.keep_checkpoints)
+        more = sentence_transformers_files(args.teacher_name, student.dim) if recipe.encoder_only else None
+        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, args.keep_checkpoints, more)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)
     log_small_steps(distiller)
     return estimate(distiller, args) if args.dry_run else train(distiller, state, args.dump_path)

@@ -10,6 +10,7 @@ Dimensions: n_labels masked (or next) tokens of a batch; voc_size.
 """
 
 import math
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -24,11 +25,14 @@ from models.families import LanguageModel
 from training import losses
 from training.batches import Batch, Batches, Masking
 from training.distributed import World
+from training.losses import Terms
 from training.metrics_files import TRAINING_MASKS
+from training.objective import Objective
 
 SEED = (0, 1 << 31)  # of the masks; no epoch has this number
 TOKENS_PER_BATCH = 4096
 LOSS = {False: "mlm_loss", True: "clm_loss"}  # the name of the loss, by whether the model is causal
+HIDDEN_LOSS = "hidden_loss"  # the name of the loss where no words are guessed
 MAX_HELD_OUT = 500  # sequences: some 9,000 masked tokens at 120 tokens each, a standard error near 0.03 in the loss
 
 
@@ -42,21 +46,22 @@ def held_out_batches(
     corpus: TokenCorpus,
     tokenizer,
     max_length: int,
-    causal: bool,
+    masked: bool,
     sequences: np.ndarray | None,
     masking: Masking | None = None,
 ) -> Batches:
     """Batches of these sequences of a corpus (None: of all), with masks that never change.
 
     Args:
-        masking: None: evenly masked, or for a causal model not at all.
+        masked: False for causal models, and where no words are guessed.
+        masking: None: evenly, if at all.
     """
     selected = corpus if sequences is None else corpus.take(sequences)
     dataset = LmSeqsDataset(selected, describe_tokenizer(tokenizer)["special_ids"], max_length)
     dataset.log_summary("held-out text")
     budget = max(TOKENS_PER_BATCH, int(dataset.lengths.max()) + 8)
     sampler = GroupedBatchSampler(dataset.lengths, tokens_per_batch=budget, shuffle=False)
-    masking = masking or (None if causal else even_masking(tokenizer))
+    masking = masking or (even_masking(tokenizer) if masked else None)
     return Batches(dataset, sampler, SEED, masking, padding_id(tokenizer))
 
 
@@ -142,6 +147,33 @@ def evaluate(
 
 
 @torch.no_grad()
+def evaluate_hidden(
+    objective: Objective, batches: Batches, world: World, is_pressing: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """Means over the tokens of all batches, over all processes, of the terms that compare hidden states.
+
+    Returns: None if a process had no time left; else `hidden_loss`, their weighted sum, and each term of some weight.
+    """
+    objective.student.eval()
+    sums, n_tokens = Terms.zeros(world.device), torch.zeros((), dtype=torch.float64, device=world.device)
+    mine = batches.sampler.batches_of_rank(world.rank, world.size)
+    for batch in DataLoader(batches, batch_size=None, sampler=mine, generator=torch.Generator()):
+        if is_pressing():
+            break
+        _, of_batch = objective.loss(batch.to(world.device), objective.alphas)
+        sums = sums.map(operator.add, of_batch)
+        n_tokens += len(batch.token_positions)
+    if world.any(is_pressing()):
+        return None
+    together = torch.stack([*sums, n_tokens])
+    world.all_reduce(together)
+    means = Terms(*(together[:-1] / together[-1]).tolist())
+    named = zip(objective.names, means, objective.alphas, strict=True)
+    terms = {f"hidden_{name}": mean for name, mean, alpha in named if alpha}
+    return {HIDDEN_LOSS: sum(objective.alphas.map(operator.mul, means))} | terms
+
+
+@torch.no_grad()
 def evaluate_labels(
     student: LanguageModel, teacher: LanguageModel, batches: Batches, device: torch.device, dtype: torch.dtype
 ) -> dict[str, np.ndarray]:
@@ -152,6 +184,25 @@ def evaluate_labels(
     student.eval()
     values = [_values(student, teacher, batches[j].to(device), dtype) for j in range(len(batches))]
     return dict(zip((*OWN, *BESIDE_TEACHER), torch.cat(values, 1).cpu().numpy(), strict=True))
+
+
+@torch.no_grad()
+def evaluate_cosine(
+    student: LanguageModel, teacher: LanguageModel, batches: Batches, device: torch.device, dtype: torch.dtype
+) -> float | None:
+    """Mean over all tokens of the cosine of both models' last hidden states; None if they differ in width."""
+    if student.dim != teacher.dim:
+        return None
+    student.eval()
+    distance = 0.0
+    for j in range(len(batches)):
+        batch = batches[j].to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            hidden = (
+                m.hidden(batch.input_ids, batch.attention_mask)[batch.token_positions] for m in (student, teacher)
+            )
+            distance += losses.cosine(*hidden).item()
+    return 1 - distance / batches.dataset.n_tokens
 
 
 OWN = ("loss", "accuracy")

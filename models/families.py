@@ -135,9 +135,8 @@ class LanguageModel(nn.Module):
             attention_mask = None  # what stands at the right is never looked at
         elif attention_mask is not None:
             attention_mask = self._masks(attention_mask)
-        encoder = self.model.get_submodule(self.family.encoder)
         self._vectors.clear()
-        output = encoder(input_ids=input_ids, attention_mask=attention_mask)
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state.flatten(0, 1)
 
     def _masks(self, attended: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -180,6 +179,13 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear | Conv1D) and module is not self.projection:
                 module.to(dtype)
 
+    def freeze_head(self) -> None:
+        """Keeps all weights as they are that are not the encoder's."""
+        of_encoder = {id(parameter) for parameter in self.encoder.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in of_encoder:
+                parameter.requires_grad_(False)
+
     @property
     def uses_dropout(self) -> bool:
         """Whether training draws random numbers."""
@@ -189,6 +195,11 @@ class LanguageModel(nn.Module):
     def projection(self) -> nn.Linear:
         """(n, dim) -> (n, voc_size)."""
         return self.model.get_submodule(self.family.projection)
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        """The model without its vocabulary head."""
+        return self.model.get_submodule(self.family.encoder)
 
     @property
     def dim(self) -> int:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from models.families import family_of
-from utils import InputError, logger, quiet_transformers, reason_of, why_not_loaded
+from utils import InputError, quiet_transformers, reason_of, why_not_loaded
 
 LIMITS = {  # of the numbers of a configuration, and of the flags for them
     "vocab_size": (1, 1 << 24),
@@ -92,6 +92,21 @@ def load_language_model(
 
     Raises: InputError if it can't be found or is damaged, has no head and `head_required`, or is too large to load.
     """
+    model, missing = load_with_or_without_head(name, purpose, config)
+    if missing and head_required:
+        raise InputError(
+            f"{purpose} {name}: it has no language-model head ({some(missing)} missing), so its predictions would be "
+            f"noise; train one first with train.py --student_type {model.config.model_type} "
+            f"--student_pretrained_weights {name} --alpha_ce 0 --alpha_cos 0, or distil the encoder alone "
+            f"(train.py --alpha_ce 0 --alpha_mlm 0)."
+        )
+    return model
+
+
+def load_with_or_without_head(
+    name: str, purpose: str, config: PretrainedConfig | None = None
+) -> tuple[PreTrainedModel, list[str]]:
+    """As `load_language_model`, and the names of the weights of its head that it lacks, which are random then."""
     config = config or load_config(name)
     needed, free = 4 * count_parameters(config, name), psutil.virtual_memory().available
     if needed > free:
@@ -100,15 +115,7 @@ def load_language_model(
     encoder = family_of(config).encoder
     if any(key.startswith(f"{encoder}.") for key in missing):
         raise InputError(f"{purpose} {name}: weights are missing, {some(missing)}; the folder is not complete.")
-    if missing and head_required:
-        raise InputError(
-            f"{purpose} {name}: it has no language-model head ({some(missing)} missing), so its predictions would be "
-            f"noise; train one first with train.py --student_type {config.model_type} "
-            f"--student_pretrained_weights {name} --alpha_ce 0 --alpha_cos 0."
-        )
-    if missing:
-        logger.info("%s %s: its head starts from random weights (%s)", purpose, name, some(missing))
-    return model
+    return model, missing
 
 
 def load_weights(model_class: type, name: str, purpose: str, **options) -> tuple[PreTrainedModel, list[str]]:

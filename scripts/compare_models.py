@@ -1,5 +1,6 @@
 """One table of several models on the same held-out text: size, loss, agreement with the teacher, speed; and what sets
-the first of them apart from each other one, with its error.
+the first of them apart from each other one, with its error. If the teacher has no vocabulary head, as sentence encoders
+have none, hidden states are compared instead, and no words are masked.
 
     python scripts/compare_models.py --data_file data/binarized_text.bert-base-uncased.pickle \\
         --teacher bert-base-uncased --models serialization_dir/my_first_training
@@ -14,6 +15,7 @@ import statistics
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,8 +27,10 @@ from corpus.files import open_corpus
 from corpus.token_counts import load_token_counts
 from corpus.tokenization import load_tokenizer
 from evaluation import held_out
+from evaluation.glue import TASKS, read_task
+from evaluation.sentence_similarity import similarity_scores
 from models.families import LanguageModel, max_length
-from models.loading import load_language_model
+from models.loading import load_with_or_without_head
 from training.batches import Masking
 from training.distributed import World, add_precision_flags, choose_dtype, describe_device, init_world
 from training.recipe import Recipe
@@ -48,6 +52,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="how much more often (%(default)s)"
     )
+    parser.add_argument(
+        "--data_dir",
+        type=path,
+        help="folder with STS-B/dev.tsv: also how well hidden states rank its pairs, without fine-tuning",
+    )
     parser.add_argument("--tokenizer_name", type=path, help="default: the teacher's")
     parser.add_argument("--turns", type=integer(1, 1000), default=5, help="of the time measurement (%(default)s)")
     add_precision_flags(parser)
@@ -57,13 +66,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @torch.no_grad()
-def seconds_of_forward(model: LanguageModel, batches: list, world: World, dtype: torch.dtype) -> float:
-    """Forward through all batches, with logits for all tokens, as a user of the model would run it."""
+def seconds_of_forward(model: LanguageModel, batches: list, world: World, dtype: torch.dtype, logits: bool) -> float:
+    """Forward through all batches, with logits for all tokens if `logits`, as a user of the model would run it."""
     model.eval()
     start = time.perf_counter()
     with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
         for batch in batches:
-            model.logits(model.hidden(batch.input_ids, batch.attention_mask))
+            hidden = model.hidden(batch.input_ids, batch.attention_mask)
+            if logits:
+                model.logits(hidden)
     if world.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
@@ -77,21 +88,24 @@ def size_on_disk(name: str) -> int | None:
 
 def table(rows: list[dict]) -> str:
     """Markdown; the first row is the teacher's, which the others' ratios refer to."""
-    header = ["model", "layers", "parameters", "MB", "loss", "as teacher", "tokens/s", "speed-up"]
-    cells = [
-        [
-            row["name"],
-            str(row["layers"]),
-            f"{row['parameters'] / 1e6:.1f} M ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)",
-            f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "?",
-            f"{row['labels']['loss'].mean():.3f}",
-            f"{100 * row['labels']['agreement'].mean():.1f} %",
-            f"{row['speed']:,.0f}",
-            f"{row['speed'] / rows[0]['speed']:.2f}x",
-        ]
-        for row in rows
-    ]
-    return utils.markdown_table(header, cells)
+    columns: dict[str, Callable[[dict], str]] = {
+        "model": lambda row: row["name"],
+        "layers": lambda row: str(row["layers"]),
+        "parameters": lambda row: (
+            f"{row['parameters'] / 1e6:.1f} M ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)"
+        ),
+        "MB": lambda row: f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "?",
+    }
+    if "labels" in rows[0]:
+        columns["loss"] = lambda row: f"{row['labels']['loss'].mean():.3f}"
+        columns["as teacher"] = lambda row: f"{100 * row['labels']['agreement'].mean():.1f} %"
+    else:
+        columns["cosine"] = lambda row: "" if row["cosine"] is None else f"{row['cosine']:.3f}"
+    if "sts_b" in rows[0]:
+        columns["STS-B"] = lambda row: f"{row['sts_b']:.1f}"
+    columns["tokens/s"] = lambda row: f"{row['speed']:,.0f}"
+    columns["speed-up"] = lambda row: f"{row['speed'] / rows[0]['speed']:.2f}x"
+    return utils.markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
 def difference(a: dict, b: dict) -> str:
@@ -115,14 +129,21 @@ def report(rows: list[dict]) -> str:
         "loss: nats a masked word, on held-out text; as teacher: how often the first guess is the teacher's; ± is one "
         "standard error"
     )
+    if "cosine" in rows[0]:
+        explained = "cosine: of the last hidden states with the teacher's, a mean over the tokens of held-out text"
+    if "sts_b" in rows[0]:
+        explained += (
+            "; STS-B: Spearman's correlation, in percent, of cosines of mean hidden states, without fine-tuning"
+        )
     lines = [table(rows), "", *textwrap.wrap(explained, 98), ""]
-    lines += [line for other in rows[2:] for line in textwrap.wrap(difference(rows[1], other), 98)]
+    others = rows[2:] if "labels" in rows[0] else []
+    lines += [line for other in others for line in textwrap.wrap(difference(rows[1], other), 98)]
     return "\n".join(lines).rstrip()
 
 
 def measure(
     names: list[str], tokenizer_name: str | None, files: list[str], share: float | None, turns: int, world: World,
-    dtype: torch.dtype, token_counts: str | None = None, smoothing: float = 0.0,
+    dtype: torch.dtype, token_counts: str | None = None, smoothing: float = 0.0, data_dir: str | None = None,
 ) -> list[dict]:  # fmt: skip
     """What the table shows of each model, the teacher first.
 
@@ -130,9 +151,16 @@ def measure(
         files: of binarized text, of which the `share` is read that train.py holds out; None: all of it.
         turns: of the time measurement.
         token_counts: file of counts to mask by, with `smoothing`; None: evenly.
+        data_dir: with STS-B; None: without that column.
     """
     tokenizer = load_tokenizer(tokenizer_name or names[0])
-    models = [LanguageModel(load_language_model(name, "model", head_required=True)).to(world.device) for name in names]
+    pairs = read_task(TASKS["STS-B"], data_dir)[1][0] if data_dir else None
+    loaded = [load_with_or_without_head(name, "model") for name in names]
+    models = [LanguageModel(model).to(world.device) for model, _ in loaded]
+    heads = [not missing for _, missing in loaded]
+    if heads[0] and not all(heads):
+        name = names[heads.index(False)]
+        raise InputError(f"{name} has no language-model head, but the teacher has: they can't guess the same words.")
     for name, model in zip(names, models, strict=True):
         if model.model.config.vocab_size != models[0].model.config.vocab_size:
             raise InputError(f"{name} does not share the teacher's vocabulary.")
@@ -142,24 +170,32 @@ def measure(
     causal = models[0].family.causal
     length = min(tokenizer.model_max_length, *(max_length(model.model.config) for model in models))
     masking = None
-    if token_counts and not causal:
+    if token_counts and heads[0] and not causal:
         masking = Masking.of_tokenizer(tokenizer, load_token_counts(token_counts, len(tokenizer)), smoothing)
-    batches = held_out.held_out_batches(corpus, tokenizer, length, causal, chosen, masking)
+    batches = held_out.held_out_batches(corpus, tokenizer, length, heads[0] and not causal, chosen, masking)
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
     for name, model in zip(names, models, strict=True):
-        rows.append(
-            {
-                "name": Path(name).name,
-                "layers": model.model.config.num_hidden_layers,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "bytes": size_on_disk(name),
-                "labels": held_out.evaluate_labels(model, models[0], batches, world.device, dtype),
-            }
-        )
+        part = model.model if heads[0] else model.encoder
+        row = {
+            "name": Path(name).name,
+            "layers": model.depth,
+            "parameters": sum(p.numel() for p in part.parameters()),
+            "bytes": size_on_disk(name),
+        }
+        compared = model, models[0], batches, world.device, dtype
+        if heads[0]:
+            row["labels"] = held_out.evaluate_labels(*compared)
+        else:
+            row["cosine"] = held_out.evaluate_cosine(*compared)
+        if pairs:
+            row["sts_b"] = similarity_scores(name, tokenizer, pairs, world.device)["score"]
+        rows.append(row)
     prepared = [batches[j].to(world.device) for j in range(len(batches))]
-    times = [[seconds_of_forward(model, prepared, world, dtype) for model in models] for _ in range(turns + 1)]
+    times = [
+        [seconds_of_forward(model, prepared, world, dtype, heads[0]) for model in models] for _ in range(turns + 1)
+    ]
     for row, seconds in zip(rows, zip(*times[1:], strict=True), strict=True):  # the first turn is the warm-up
         row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
     return rows
@@ -177,7 +213,7 @@ def main(args: argparse.Namespace) -> None:
     rows = measure(
         [args.teacher, *args.models], args.tokenizer_name, args.valid_data_file or args.data_file,
         None if args.valid_data_file else args.valid_share, args.turns, world, choose_dtype(args, world.device),
-        args.token_counts, args.mlm_smoothing,
+        args.token_counts, args.mlm_smoothing, args.data_dir,
     )  # fmt: skip
     print(report(rows))
     if args.output:

@@ -255,7 +255,7 @@ def report_teacher(
     world = init_world(None)
     model = LanguageModel(teacher).to(world.device)
     sample = held_out.held_out_sequences(len(corpus), 1.0)[:N_SAMPLE]
-    batches = held_out.held_out_batches(corpus, tokenizer, length, model.family.causal, sample)
+    batches = held_out.held_out_batches(corpus, tokenizer, length, not model.family.causal, sample)
     dtype = torch.bfloat16 if has_native_bf16(world.device) else torch.float32
     metrics = held_out.evaluate(model, None, batches, world, dtype)
     loss = metrics["clm_loss" if model.family.causal else "mlm_loss"]

@@ -32,7 +32,7 @@ from corpus.tokenization import load_tokenizer
 from evaluation import held_out
 from evaluation.layer_choice import Trial, n_trials, one_by_one, usual_lists
 from models.families import FAMILIES, family_of, max_length
-from models.loading import load_language_model
+from models.loading import load_with_or_without_head
 from models.student import build_student, extract, usual_layers
 from training.distributed import add_precision_flags, choose_dtype, init_world
 from utils import InputError, integer, logger, path
@@ -99,7 +99,7 @@ def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel) -> list[in
     text.verify()
     causal, length = family_of(teacher.config).causal, max_length(teacher.config)
     sequences = np.unique(np.linspace(0, len(text) - 1, args.n_sequences).astype(int))
-    batches = held_out.held_out_batches(text, tokenizer, length, causal, sequences)
+    batches = held_out.held_out_batches(text, tokenizer, length, not causal, sequences)
     with init_world(args.n_gpu) as world:
         teacher = teacher.eval().requires_grad_(False).to(world.device)
         lists = usual_lists(depth, n, getattr(teacher.config, "layer_types", None))
@@ -135,18 +135,23 @@ def main(args: argparse.Namespace) -> None:
     utils.check_output_file(shape, "--dump_checkpoint, the student's shape beside it:")
     if shape == target:
         raise InputError(f"--dump_checkpoint {target}: that is the name of the shape beside the weights; give a .pth.")
-    teacher = load_language_model(args.model_name, "teacher", head_required=True)
+    teacher, without_head = load_with_or_without_head(args.model_name, "teacher")
+    if without_head and args.choose_layers:
+        raise InputError(f"--choose_layers lets layers guess words, but {args.model_name} has no language-model head.")
     if args.model_type and teacher.config.model_type != args.model_type:
         raise InputError(f"--model_type {args.model_type}: {args.model_name} is a {teacher.config.model_type}.")
     layers = choose_layers(args, teacher) if args.choose_layers else args.layers or usual_layers(teacher.config)
     config, state = extract(teacher, layers, args.vocab_transform, args.student_type)
+    if without_head:
+        logger.info("%s has no language-model head: the encoder alone is taken", args.model_name)
+        state = {name: value for name, value in state.items() if name.startswith(f"{family_of(config).encoder}.")}
     depth = teacher.config.num_hidden_layers
     logger.info("layers %s of %d become the student's %d", " ".join(map(str, layers)), depth, len(layers))
     if teacher.config.model_type == "bert" and config.model_type == "distilbert":
         if teacher.config.layer_norm_eps != 1e-12:
             logger.warning("the teacher's layer norms add %g, a DistilBERT's 1e-12", teacher.config.layer_norm_eps)
         logger.info("token type 0 is folded into the positions; the other token types and the pooler are left out")
-        if not args.vocab_transform:
+        if not (args.vocab_transform or without_head):
             logger.info("without --vocab_transform the layer before the vocabulary projection starts at random")
     with utils.atomic_write(target) as file:
         torch.save(state, file)

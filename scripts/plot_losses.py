@@ -22,6 +22,7 @@ PANELS = (
     ("train", "loss_cos", "training: 1 - cosine of hidden states"),
     ("valid", "mlm_loss", "held-out: MLM loss (nats)"),
     ("valid", "clm_loss", "held-out: CLM loss (nats)"),
+    ("valid", "hidden_loss", "held-out: loss of hidden states"),
     ("valid", "kl", "held-out: KL to the teacher (nats)"),
     ("valid", "agreement", "held-out: top-1 as the teacher"),
     ("valid", "training_masks_mlm_loss", "held-out, training's masks: MLM loss (nats)"),

@@ -26,7 +26,8 @@ from corpus.files import TokenCorpus, open_corpus
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer
 from corpus.vocabulary_trimming import Kept, choose_tokens, trim
-from models.loading import load_language_model
+from models.families import LanguageModel
+from models.loading import load_with_or_without_head
 from models.trimming import trim_config, trim_model
 from training.checkpoint import atomic_folder
 from utils import InputError, RunError, integer, logger, path
@@ -84,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     description = describe_tokenizer(tokenizer)
     kept = Kept(ids, description["vocab_size"], description["vocab_hash"])
 
-    model = load_language_model(args.model_name, "model", head_required=False)
+    model, without_head = load_with_or_without_head(args.model_name, "model")
     if model.config.vocab_size < len(tokenizer):
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens, but {args.model_name} only rows for "
                          f"{model.config.vocab_size}.")  # fmt: skip
@@ -92,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     trimmed = trim_model(model, ids)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
-        trimmed.save_pretrained(folder)
+        (LanguageModel(trimmed).encoder if without_head else trimmed).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         utils.write_json(folder / "tokenizer.json", after)
         kept.save(folder)

@@ -1,7 +1,7 @@
 import extract_for_distil
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, BertModel
 from workspace import load_tokenizer, run
 
 from evaluation.layer_choice import n_trials, one_by_one, usual_lists
@@ -74,14 +74,17 @@ def test_bad_input(workspace, tmp_path, capsys, flags, message):
     assert not target.exists()
 
 
-def test_a_teacher_without_a_head_is_refused(workspace, tmp_path, capsys):
-    from transformers import BertModel
-
-    BertModel.from_pretrained(workspace / "bert-base-uncased", add_pooling_layer=False).save_pretrained(
-        tmp_path / "bare"
-    )
-    run(extract_for_distil, "--bert_model", tmp_path / "bare", "--dump_checkpoint", tmp_path / "init.pth", expect=2)
-    assert "no language-model head" in capsys.readouterr().err
+def test_of_a_teacher_without_a_head_the_encoder_is_taken(workspace, tmp_path, capsys):
+    teacher = BertModel.from_pretrained(workspace / "bert-base-uncased", add_pooling_layer=False)
+    teacher.save_pretrained(tmp_path / "bare")
+    flags = ["--bert_model", tmp_path / "bare", "--dump_checkpoint", tmp_path / "init.pth"]
+    run(extract_for_distil, *flags, "--vocab_transform")
+    assert "has no language-model head: the encoder alone is taken" in capsys.readouterr().err
+    state = torch.load(tmp_path / "init.pth", weights_only=True)
+    assert state and all(name.startswith("distilbert.") for name in state)
+    text = workspace / "text.bert-base-uncased.pickle"
+    run(extract_for_distil, *flags, "--choose_layers", "--data_file", text, expect=2)
+    assert "has no language-model head" in capsys.readouterr().err
 
 
 def test_the_layers_that_do_nothing_are_not_chosen(workspace, tmp_path, capsys):

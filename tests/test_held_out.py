@@ -19,7 +19,7 @@ def test_held_out_sequences_are_few_distinct_and_sorted():
 def test_another_masking_in_training_is_evaluated_beside_the_even_one(workspace):
     tokenizer = load_tokenizer(workspace / "bert-base-uncased")
     corpus = open_corpus([str(workspace / "text.bert-base-uncased.pickle")], tokenizer)
-    even = held_out.held_out_batches(corpus, tokenizer, 64, False, np.arange(40))
+    even = held_out.held_out_batches(corpus, tokenizer, 64, True, np.arange(40))
     counts = np.full(len(tokenizer), 5)
     assert set(held_out.with_training_masks(even, None, tokenizer)) == {""}
     assert set(held_out.with_training_masks(even, Masking.of_tokenizer(tokenizer, counts), tokenizer)) == {""}

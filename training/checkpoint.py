@@ -55,7 +55,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in (path for path in temporary.rglob("*") if path.is_file()):
             file.chmod(new_file_mode())  # safetensors makes it private
             with open(file, "rb") as written:
                 os.fsync(written.fileno())

@@ -58,7 +58,8 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
     """
     distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation"))
     teacher = parameters["teacher_name"] if distilled else None
-    task = "text-generation" if parameters["alpha_clm"] else "fill-mask"
+    on_words = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "mlm", "clm"))
+    task = "feature-extraction" if not on_words else "text-generation" if parameters["alpha_clm"] else "fill-mask"
     texts = ", ".join(f"`{Path(path).name}`" for path in parameters["data_file"])
     origin = f"distilled from `{teacher}`" if teacher else "trained by language modelling"
     millions = sum(p.numel() for p in model.parameters()) / 1e6

@@ -66,6 +66,11 @@ class Recipe:
         return self.alpha_ce > 0 or self.alpha_mse > 0
 
     @property
+    def encoder_only(self) -> bool:
+        """Whether no loss needs a vocabulary head: then only the encoder is distilled, and nothing is masked."""
+        return self.uses_teacher and not (self.uses_teacher_logits or self.alpha_mlm or self.alpha_clm)
+
+    @property
     def head_on_all_tokens(self) -> bool:
         """Whether a loss needs the logits of every attended token, not only of those with a label."""
         return self.uses_teacher_logits and not self.restrict_ce_to_mask

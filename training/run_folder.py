@@ -47,7 +47,7 @@ OUTPUT_FILES = (  # --force removes these and nothing else
     PARAMETERS, METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
     "log/train/events.out.*", "README.md", "config.json", "generation_config.json", "model.safetensors",
     "tokenizer*.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json",
-    UNFINISHED,
+    "modules.json", "sentence_bert_config.json", "*_Pooling", UNFINISHED,
 )  # fmt: skip
 
 
@@ -58,12 +58,20 @@ class RunFolder:
         path: `--dump_path`.
         parameters: every flag's value, for parameters.json and the card.
         tokenizer: what the model's users will need.
+        beside_model: more of that, path -> contents of a JSON file.
         keep_checkpoints: how many of the newest.
     """
 
-    def __init__(self, path: str | Path, parameters: dict, tokenizer, keep_checkpoints: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        parameters: dict,
+        tokenizer,
+        keep_checkpoints: int,
+        beside_model: dict[str, object] | None = None,
+    ) -> None:
         self.path, self.parameters, self.tokenizer = Path(path), parameters, tokenizer
-        self.keep_checkpoints = keep_checkpoints
+        self.keep_checkpoints, self.beside_model = keep_checkpoints, beside_model or {}
         self._lock: int | None = None
 
     def start(self, resumed_at: int | None = None) -> None:
@@ -87,7 +95,7 @@ class RunFolder:
             _rewind_metrics(self.path / METRICS, resumed_at)
         write_json(self.path / PARAMETERS, self.parameters)
         write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
-        self.tokenizer.save_pretrained(self.path)
+        self._save_beside_model(self.path)
         self.metrics = MetricsFiles(self.path.absolute(), resumed_at)
 
     def _lock_folder(self) -> None:
@@ -133,9 +141,15 @@ class RunFolder:
         try:
             with atomic_folder(best) as temporary:
                 model.save_pretrained(temporary)
-                self.tokenizer.save_pretrained(temporary)
+                self._save_beside_model(temporary)
         except WRITE_ERRORS as error:
             raise RunError(f"{best} could not be written ({reason_of(error)}); make room, and use --resume.") from None
+
+    def _save_beside_model(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        for name, contents in self.beside_model.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_json(folder / name, contents)
 
     def _save_tensors(self, name: str, value: dict) -> None:
         with atomic_write(self.path / name) as file:

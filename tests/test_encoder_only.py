@@ -1,0 +1,130 @@
+"""A teacher without a vocabulary head: its encoder is distilled from hidden states alone."""
+
+import json
+import math
+
+import compare_models
+import extract_for_distil
+import numpy as np
+import pytest
+import torch
+from glue_files import write_task
+from transformers import AutoModel, BertModel, DistilBertModel
+from workspace import load_tokenizer, rows_of, run, train, weights_of
+
+from corpus.files import open_corpus
+from corpus.tokenization import describe_tokenizer
+from evaluation.held_out import held_out_sequences
+from lm_seqs_dataset import LmSeqsDataset
+from training.sentence_encoder import sentence_transformers_files
+
+POOLING = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+HIDDEN = ["--alpha_ce", 0, "--alpha_mlm", 0]
+
+
+@pytest.fixture(scope="module")
+def encoder(workspace, tmp_path_factory):
+    """A BERT without a head, as a sentence encoder lies on the hub."""
+    folder = tmp_path_factory.mktemp("encoder")
+    BertModel.from_pretrained(workspace / "bert-base-uncased", add_pooling_layer=False).save_pretrained(folder)
+    load_tokenizer(workspace / "bert-base-uncased").save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(POOLING))
+    (folder / "modules.json").write_text(json.dumps(MODULES))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    run(extract_for_distil, "--bert_model", folder, "--dump_checkpoint", folder / "init.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(workspace, encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("students") / "student"
+    train(workspace, folder, "--teacher_name", encoder, *HIDDEN, "--alpha_relation", 1, "--from_pretrained_weights",
+          encoder / "init.pth", "--learning_rate", 3e-3, "--dropout", 0, "--attention_dropout", 0,
+          "--n_epoch", 2)  # fmt: skip
+    return folder
+
+
+def test_the_student_nears_the_teacher(student):
+    first, *_, last = (row for row in rows_of(student) if row["kind"] == "valid")
+    assert {"hidden_loss", "hidden_cos", "hidden_relation"} < last.keys() and "mlm_loss" not in last
+    assert last["hidden_loss"] == pytest.approx(last["hidden_cos"] + last["hidden_relation"])
+    assert last["hidden_loss"] < 0.8 * first["hidden_loss"]
+    assert "hidden loss" in (student / "README.md").read_text()
+    assert 'pipeline("feature-extraction"' in (student / "README.md").read_text()
+
+
+def test_the_held_out_loss_is_what_the_saved_models_say_of_the_text_as_it_is(workspace, encoder, student):
+    teacher, loaded = (AutoModel.from_pretrained(name).eval() for name in (encoder, student))
+    assert isinstance(loaded, DistilBertModel)
+    assert AutoModel.from_pretrained(student / "best").config.n_layers == 2
+    text = open_corpus([workspace / "text.bert-base-uncased.pickle"])
+    chosen = text.take(held_out_sequences(len(text), 0.01))
+    special_ids = describe_tokenizer(load_tokenizer(student))["special_ids"]
+    sequences = LmSeqsDataset(chosen, special_ids, 64)
+    distances = []
+    for i in range(len(sequences)):
+        ids = torch.from_numpy(sequences[i].astype(np.int64))[None]
+        with torch.no_grad():
+            ours, theirs = loaded(ids).last_hidden_state, teacher(ids).last_hidden_state
+        distances.append(1 - torch.cosine_similarity(ours[0], theirs[0], -1))
+    last = [row for row in rows_of(student) if row["kind"] == "valid"][-1]
+    assert torch.cat(distances).mean().item() == pytest.approx(last["hidden_cos"], rel=1e-4)
+
+
+def test_the_head_does_not_learn(encoder, student):
+    start, written = torch.load(encoder / "init.pth", weights_only=True), weights_of(student)
+    learnt = "distilbert.embeddings.word_embeddings.weight"
+    assert not torch.equal(written[learnt], start[learnt])
+    assert torch.equal(written["vocab_layer_norm.weight"], torch.ones(32))
+
+
+def test_sentence_transformers_treat_it_as_its_teacher(encoder, student, workspace, tmp_path):
+    for folder in (student, student / "best"):
+        assert json.loads((folder / "modules.json").read_text()) == MODULES
+        assert json.loads((folder / "1_Pooling" / "config.json").read_text()) == POOLING
+        assert json.loads((folder / "sentence_bert_config.json").read_text()) == {"max_seq_length": 64}
+    narrow = tmp_path / "narrow"
+    train(workspace, narrow, "--teacher_name", encoder, *HIDDEN, "--dim", 16, "--n_heads", 2, "--hidden_dim", 32,
+          "--n_layers", 1, "--gradient_accumulation_steps", 30)  # fmt: skip
+    assert json.loads((narrow / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"] == 16
+
+
+def test_steps_with_weights_are_not_taken_over(workspace, encoder, tmp_path, capsys):
+    dense = [*MODULES, {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}]
+    (tmp_path / "modules.json").write_text(json.dumps(dense))
+    assert sentence_transformers_files(str(tmp_path), 32) == {}
+    assert "not taken over: Dense" in capsys.readouterr().err
+    assert sentence_transformers_files(str(workspace), 32) == {}
+
+
+def test_a_stopped_run_continues(workspace, encoder, tmp_path):
+    flags = ["--teacher_name", encoder, *HIDDEN, "--alpha_relation", 1]
+    train(workspace, tmp_path / "run", *flags)
+    whole = weights_of(tmp_path / "run")
+    train(workspace, tmp_path / "run", *flags, "--resume")
+    assert all(torch.equal(value, whole[name]) for name, value in weights_of(tmp_path / "run").items())
+
+
+def test_a_loss_on_words_needs_the_head(workspace, encoder, tmp_path, capsys):
+    train(workspace, tmp_path / "run", "--teacher_name", encoder, expect=2)
+    assert "no language-model head" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_compare_models_compares_hidden_states(workspace, encoder, student, tmp_path, capsys):
+    write_task(tmp_path / "glue", "STS-B")
+    run(compare_models, "--teacher", encoder, "--models", student, "--data_file",
+        workspace / "text.bert-base-uncased.pickle", "--data_dir", tmp_path / "glue", "--n_gpu", 0, "--turns", 1,
+        "--fp32")  # fmt: skip
+    table = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if line.startswith("|")]
+    header, _, teacher, student_row = cells
+    column = header.index("cosine")
+    assert teacher[column] == "1.000" and 0.5 < float(student_row[column]) < 1
+    assert math.isfinite(float(student_row[header.index("STS-B")]))

@@ -1,0 +1,50 @@
+"""What makes sentence-transformers treat a student as it treats its teacher: files that say how hidden states become
+one vector of a text. `modules.json` lists the steps: the model itself, how its tokens are pooled, and often that the
+vector is normalized.
+"""
+
+import json
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from utils import logger
+
+MODULES = "modules.json"
+KNOWN = ("Transformer", "Pooling", "Normalize")  # steps without weights of their own
+
+
+def sentence_transformers_files(teacher: str, dim: int) -> dict[str, object]:
+    """The teacher's files for a student of this width: path in the folder -> contents.
+
+    Empty if it has none, or if it has steps with weights of their own.
+
+    Args:
+        teacher: a hub name or folder.
+        dim: of the student's hidden states.
+    """
+    modules = _read(teacher, MODULES)
+    if not modules:
+        return {}
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    if unknown := sorted(set(kinds) - set(KNOWN)):
+        logger.warning("%s has steps of sentence-transformers that are not taken over: %s", teacher, ", ".join(unknown))
+        return {}
+    files: dict[str, object] = {}
+    for module, kind in zip(modules, kinds, strict=True):
+        if kind == "Transformer":
+            if settings := _read(teacher, str(Path(module["path"]) / "sentence_bert_config.json")):
+                files["sentence_bert_config.json"] = settings
+            module["path"] = ""  # the student's files lie in the folder itself
+        elif kind == "Pooling":
+            settings = _read(teacher, f"{module['path']}/config.json") or {}
+            widths = {key: dim for key in settings if key in ("word_embedding_dimension", "embedding_dimension")}
+            files[f"{module['path']}/config.json"] = settings | widths
+    return {MODULES: modules, **files}
+
+
+def _read(name: str, file: str):
+    """The contents of a JSON file beside a model; None if there is none."""
+    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(name, file, **quietly)
+    return json.loads(Path(path).read_text()) if path else None
