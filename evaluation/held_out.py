@@ -177,13 +177,21 @@ def evaluate_hidden(
 def evaluate_labels(
     student: LanguageModel, teacher: LanguageModel, batches: Batches, device: torch.device, dtype: torch.dtype
 ) -> dict[str, np.ndarray]:
-    """What `evaluate` takes the means of, one value for each labelled position of all batches: (n labels,) float64.
+    """What `evaluate` takes the means of, one value for each labelled position of all batches: (n labels,) float64; and
+    each one's `label`, an id, and `length`, of its sequence.
 
     The positions are the same for every model, so that models can be compared position by position.
     """
     student.eval()
-    values = [_values(student, teacher, batches[j].to(device), dtype) for j in range(len(batches))]
-    return dict(zip((*OWN, *BESIDE_TEACHER), torch.cat(values, 1).cpu().numpy(), strict=True))
+    values, labels, lengths = [], [], []
+    for batch in (batches[j] for j in range(len(batches))):
+        values.append(_values(student, teacher, batch.to(device), dtype))
+        labels.append(batch.labels)
+        bs, seq_length = batch.input_ids.shape
+        of_sequence = torch.full((bs,), seq_length) if batch.attention_mask is None else batch.attention_mask.sum(1)
+        lengths.append(of_sequence[batch.head_positions[: len(batch.labels)] // seq_length])
+    found = dict(zip((*OWN, *BESIDE_TEACHER), torch.cat(values, 1).cpu().numpy(), strict=True))
+    return found | {"label": torch.cat(labels).numpy(), "length": torch.cat(lengths).numpy()}
 
 
 @torch.no_grad()

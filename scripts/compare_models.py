@@ -27,6 +27,7 @@ from corpus.files import open_corpus
 from corpus.token_counts import load_token_counts
 from corpus.tokenization import load_tokenizer
 from evaluation import held_out
+from evaluation.breakdown import by_layer
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import similarity_scores
 from models.families import LanguageModel, max_length
@@ -144,6 +145,7 @@ def report(rows: list[dict]) -> str:
 def measure(
     names: list[str], tokenizer_name: str | None, files: list[str], share: float | None, turns: int, world: World,
     dtype: torch.dtype, token_counts: str | None = None, smoothing: float = 0.0, data_dir: str | None = None,
+    layers: bool = False,
 ) -> list[dict]:  # fmt: skip
     """What the table shows of each model, the teacher first.
 
@@ -152,6 +154,7 @@ def measure(
         turns: of the time measurement.
         token_counts: file of counts to mask by, with `smoothing`; None: evenly.
         data_dir: with STS-B; None: without that column.
+        layers: whether to tell what each model would be worth if it ended after a layer.
     """
     tokenizer = load_tokenizer(tokenizer_name or names[0])
     pairs = read_task(TASKS["STS-B"], data_dir)[1][0] if data_dir else None
@@ -187,6 +190,8 @@ def measure(
         compared = model, models[0], batches, world.device, dtype
         if heads[0]:
             row["labels"] = held_out.evaluate_labels(*compared)
+            if layers and model is not models[0]:
+                row["by_layer"] = by_layer(model, models[0], batches, world, dtype)
         else:
             row["cosine"] = held_out.evaluate_cosine(*compared)
         if pairs:

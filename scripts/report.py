@@ -2,8 +2,9 @@
 
     python scripts/report.py --runs serialization_dir/my_first_training --output report.html
 
-It shows size, speed, held-out loss and agreement, measured anew and side by side; the losses of training; the first
-guesses of all for some sentences; and the exact commands and versions. What else has been measured is added: scores of
+It shows size, speed, held-out loss and agreement, measured anew and side by side, also by frequency of the words, by
+length and by layer; the losses of training; the first guesses of all for some sentences; and the exact commands and
+versions. What else has been measured is added: scores of
 tasks (--scores, of scripts/run_glue.py) and tables in Markdown (--tables, such as those that
 scripts/benchmark_inference.py and scripts/ablation.py leave).
 
@@ -18,6 +19,8 @@ import sys
 from pathlib import Path
 from string import Template
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import compare_models
@@ -25,7 +28,10 @@ import fill_mask
 import plot_losses
 
 import utils
-from evaluation import scores
+from corpus.files import open_corpus
+from corpus.token_counts import count_tokens, load_token_counts
+from corpus.tokenization import load_tokenizer
+from evaluation import breakdown, scores
 from training.distributed import add_precision_flags, choose_dtype, describe_device, init_world
 from training.run_folder import load_parameters
 from utils import InputError, integer, logger, path
@@ -89,6 +95,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tables", type=path, nargs="+", default=[], help="Markdown files to add")
     parser.add_argument(
         "--text", type=fill_mask.sentence, nargs="+", default=list(SENTENCES), help="sentences with one [MASK] each"
+    )
+    parser.add_argument(
+        "--breakdown",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tables of loss and agreement by frequency, length and layer (default: on)",
     )
     parser.add_argument("--turns", type=integer(1, 1000), default=3, help="of the time measurement (%(default)s)")
     add_precision_flags(parser)
@@ -170,14 +182,25 @@ def guesses_of(models: list[str], tokenizer_name: str, texts: list[str]) -> str:
 
 def summary(teacher: dict, student: dict, kept: float | None) -> dict[str, str]:
     """The figures of the cards: what each is -> its value."""
-    loss = student["labels"]["loss"].mean() - teacher["labels"]["loss"].mean()
     figures = {
         "of the teacher's parameters": f"{100 * student['parameters'] / teacher['parameters']:.0f} %",
         "as fast as the teacher": f"{student['speed'] / teacher['speed']:.2f}x",
-        "first guesses as the teacher's": f"{100 * student['labels']['agreement'].mean():.1f} %",
-        "held-out loss above the teacher's": f"{loss:+.3f} nats",
     }
+    if "labels" in student:
+        loss = student["labels"]["loss"].mean() - teacher["labels"]["loss"].mean()
+        figures["first guesses as the teacher's"] = f"{100 * student['labels']['agreement'].mean():.1f} %"
+        figures["held-out loss above the teacher's"] = f"{loss:+.3f} nats"
+    elif student["cosine"] is not None:
+        figures["cosine of hidden states with the teacher's"] = f"{student['cosine']:.3f}"
     return figures | ({} if kept is None else {"of the teacher's mean score on tasks": f"{kept:.1f} %"})
+
+
+def counts_of(parameters: dict) -> np.ndarray:
+    """(voc_size,) how often each token occurs in the text of a run."""
+    tokenizer = load_tokenizer(parameters["tokenizer_name"])
+    if parameters["token_counts"] and Path(parameters["token_counts"]).is_file():
+        return load_token_counts(parameters["token_counts"], len(tokenizer))
+    return count_tokens(open_corpus(parameters["data_file"], tokenizer), len(tokenizer))
 
 
 def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: list[dict], tables: dict) -> str:
@@ -196,7 +219,10 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
     if files is None:
         files, share = first["data_file"], first["valid_share"]
     dtype = choose_dtype(args, world.device)
-    rows = compare_models.measure(names, first["tokenizer_name"], files, share, args.turns, world, dtype)
+    rows = compare_models.measure(
+        names, first["tokenizer_name"], files, share, args.turns, world, dtype, layers=args.breakdown
+    )
+    on_words = "labels" in rows[0]
     title = f"{rows[1]['name']}, a student of {rows[0]['name']}"
     body = [
         f"<h1>{html.escape(title)}</h1>",
@@ -208,7 +234,10 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
     if scored := [row["name"] for row in rows if any(of["model"] == row["name"] for of in known)]:
         body += ["<h2>Tasks</h2>", table_of(scores.table(known, scored))]
     body += ["<h2>Losses</h2>", pictures_of(runs)]
-    body += ["<h2>First guesses</h2>", guesses_of(names, first["tokenizer_name"], args.text)]
+    if on_words and args.breakdown:
+        body += ["<h2>Where the students fail</h2>", table_of(breakdown.tables(rows, counts_of(first)))]
+    if on_words:
+        body += ["<h2>First guesses</h2>", guesses_of(names, first["tokenizer_name"], args.text)]
     for name, table in tables.items():
         body += [f"<h2>{html.escape(name)}</h2>", table_of(table)]
     body += ["<h2>Commands</h2>"]

@@ -12,7 +12,7 @@ from workspace import ROOT
 ORDER = (
     "train",
     "distiller",
-    "evaluation: layer_choice sentence_similarity squad fine_tuning scores glue held_out",
+    "evaluation: breakdown layer_choice sentence_similarity squad fine_tuning scores glue held_out",
     "training: sentence_encoder flags dry_run resume meter optimization objective batches vocabulary_loss "
     "relation_loss losses recipe run_folder checkpoint model_card metrics_files distributed memory stop_signal",
     "lm_seqs_dataset",

@@ -7,6 +7,7 @@ import compare_models
 import extract_for_distil
 import numpy as np
 import pytest
+import report
 import torch
 from glue_files import write_task
 from transformers import AutoModel, BertModel, DistilBertModel
@@ -128,3 +129,10 @@ def test_compare_models_compares_hidden_states(workspace, encoder, student, tmp_
     column = header.index("cosine")
     assert teacher[column] == "1.000" and 0.5 < float(student_row[column]) < 1
     assert math.isfinite(float(student_row[header.index("STS-B")]))
+
+
+def test_a_report_compares_hidden_states(student, tmp_path):
+    run(report, "--runs", student, "--turns", 1, "--n_gpu", 0, "--output", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "cosine of hidden states with the teacher" in page and "held-out: loss of hidden states" in page
+    assert "First guesses" not in page

@@ -57,6 +57,8 @@ def test_the_page_shows_what_was_measured_and_needs_nothing_else(tmp_path, works
     assert "Measured & noted." in page.text
     assert "held-out: MLM loss" in page.text
     assert report.THEMED not in source
+    assert "11 to 100" in page.text and "length of the sequence" in page.text
+    assert "if it ended after layer" in page.text
     assert json.loads((student / "parameters.json").read_text())["command"] in page.text
     assert "torch 2" in page.text
 
