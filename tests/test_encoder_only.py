@@ -25,6 +25,7 @@ MODULES = [
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
 ]
+SETTINGS = {"prompts": {"query": "query: "}}
 HIDDEN = ["--alpha_ce", 0, "--alpha_mlm", 0]
 
 
@@ -38,6 +39,7 @@ def encoder(workspace, tmp_path_factory):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(POOLING))
     (folder / "modules.json").write_text(json.dumps(MODULES))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(SETTINGS))
     run(extract_for_distil, "--bert_model", folder, "--dump_checkpoint", folder / "init.pth")
     return folder
 
@@ -89,6 +91,7 @@ def test_sentence_transformers_treat_it_as_its_teacher(encoder, student, workspa
     for folder in (student, student / "best"):
         assert json.loads((folder / "modules.json").read_text()) == MODULES
         assert json.loads((folder / "1_Pooling" / "config.json").read_text()) == POOLING
+        assert json.loads((folder / "config_sentence_transformers.json").read_text()) == SETTINGS
         assert json.loads((folder / "sentence_bert_config.json").read_text()) == {"max_seq_length": 64}
     narrow = tmp_path / "narrow"
     train(workspace, narrow, "--teacher_name", encoder, *HIDDEN, "--dim", 16, "--n_heads", 2, "--hidden_dim", 32,

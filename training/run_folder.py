@@ -47,7 +47,7 @@ OUTPUT_FILES = (  # --force removes these and nothing else
     PARAMETERS, METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
     "log/train/events.out.*", "README.md", "config.json", "generation_config.json", "model.safetensors",
     "tokenizer*.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json",
-    "modules.json", "sentence_bert_config.json", "*_Pooling", UNFINISHED,
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling", UNFINISHED,
 )  # fmt: skip
 
 

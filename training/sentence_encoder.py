@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from utils import logger
 
 MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"  # such as what to write before a query
 KNOWN = ("Transformer", "Pooling", "Normalize")  # steps without weights of their own
 
 
@@ -40,6 +41,8 @@ def sentence_transformers_files(teacher: str, dim: int) -> dict[str, object]:
             settings = _read(teacher, f"{module['path']}/config.json") or {}
             widths = {key: dim for key in settings if key in ("word_embedding_dimension", "embedding_dimension")}
             files[f"{module['path']}/config.json"] = settings | widths
+    if settings := _read(teacher, SETTINGS):
+        files[SETTINGS] = settings
     return {MODULES: modules, **files}
 
 
