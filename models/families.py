@@ -3,6 +3,7 @@
 Dimensions: bs sequences of seq_length tokens; n rows (hidden states of some of the tokens); dim; voc_size.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -123,7 +124,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.family = family_of(model.config)
-        self._vectors: list[torch.Tensor] = []
+        self._vectors: dict[str, torch.Tensor] = {}
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states.
@@ -135,7 +136,6 @@ class LanguageModel(nn.Module):
             attention_mask = None  # what stands at the right is never looked at
         elif attention_mask is not None:
             attention_mask = self._masks(attention_mask)
-        self._vectors.clear()
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
         return output.last_hidden_state.flatten(0, 1)
 
@@ -155,18 +155,21 @@ class LanguageModel(nn.Module):
 
         Returns: the width of each of the three.
         """
-        products = [
-            self.model.get_submodule(f"{self.family.layers}.{layer}.{name}") for name in self.family.queries_keys_values
-        ]
-        for product in products:
-            product.register_forward_hook(lambda module, args, output: self._vectors.append(output))
-        widths = tuple(product.nf if isinstance(product, Conv1D) else product.out_features for product in products)
-        return widths if len(widths) == 3 else (widths[0] // 3,) * 3
+        widths = []
+        for name in self.family.queries_keys_values:
+            product = self.model.get_submodule(f"{self.family.layers}.{layer}.{name}")
+            product.register_forward_hook(functools.partial(self._keep, name))
+            widths.append(product.nf if isinstance(product, Conv1D) else product.out_features)
+        return tuple(widths) if len(widths) == 3 else (widths[0] // 3,) * 3
+
+    def _keep(self, name: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self._vectors[name] = output
 
     @property
     def vectors(self) -> tuple[torch.Tensor, ...]:
         """(bs, seq_length, width) each: queries, keys and values of the last call, before heads and rotations."""
-        return tuple(self._vectors) if len(self._vectors) == 3 else self._vectors[0].chunk(3, -1)
+        found = [self._vectors[name] for name in self.family.queries_keys_values]
+        return tuple(found) if len(found) == 3 else found[0].chunk(3, -1)
 
     def transform(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""

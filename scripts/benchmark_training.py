@@ -264,6 +264,9 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
                 {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20)},
             ),
         ]
+    if args.relations:
+        with_relations = replace(recipe, alpha_relation=1.0)
+        variants.append(Variant("ours, with relations", lambda: ours(with_relations), micro_batches, {}))
     if args.compile:
         variants.append(Variant("ours, compiled", lambda: ours(replace(recipe, compile=True)), micro_batches, {}))
     results = measure(variants, args.rounds, device)
@@ -334,6 +337,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--rounds", type=integer(1, 10_000), default=3, help="steps of each way, in turns (%(default)s)"
     )
     parser.add_argument("--techniques", action="store_true", help="also ours without each of its techniques")
+    parser.add_argument("--relations", action="store_true", help="also ours with --alpha_relation 1")
     parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--bf16", action="store_true", help="default where it is native")
