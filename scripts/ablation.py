@@ -1,4 +1,5 @@
-"""Trains a student again without one part of the method at a time: what each part is worth (the paper's Table 4).
+"""Trains a student again without one part of the method at a time: what each part is worth (the paper's Table 4). Two
+rows more try what the paper's table does not have: relations between tokens, and the other way to choose masks.
 
 What follows `--` are flags of train.py, those of the full method; every student is trained with them and a change:
 
@@ -52,11 +53,12 @@ class Row:
 
 ROWS = {
     "all": Row("all parts", ()),
-    "no_teacher": Row("no teacher at all", ("--alpha_ce", "0", "--alpha_cos", "0", "--alpha_mse", "0")),
+    "no_teacher": Row("no teacher at all", tuple(f"--alpha_{term}=0" for term in ("ce", "cos", "mse", "relation"))),
     "random_init": Row("random weights at the start", None, -3.69),
     "no_ce": Row("no KL to the teacher", ("--alpha_ce", "0"), -2.96),
     "no_cos": Row("no cosine of hidden states", ("--alpha_cos", "0"), -1.46),
     "no_mlm": Row("no masked words", ("--alpha_mlm", "0"), -0.31),
+    "relation": Row("relations between tokens too", ("--alpha_relation", "1")),
     "smoothing": Row("rare words masked more often, or not", ()),  # the flag depends on the full method's
 }
 

@@ -30,6 +30,14 @@ def test_encoder_and_head_together_are_the_model(name):
     assert max_length(config) == longest.get(name, 510 if family_of(config) is ROBERTA else 512)
 
 
+def test_one_mask_for_all_layers_would_be_found(monkeypatch):
+    """ModernBERT takes such a mask as it is, so that its sliding windows vanish as soon as a batch is padded."""
+    monkeypatch.setattr(LanguageModel, "_masks", lambda self, attended: attended[:, None, None, :])
+    with pytest.raises(AssertionError, match="not close"):
+        test_encoder_and_head_together_are_the_model("modernbert")
+    test_encoder_and_head_together_are_the_model("bert")
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_vectors_are_what_the_layer_attends_with(name):
     model = auto_class(SMALL[name]).from_config(SMALL[name]).eval()
