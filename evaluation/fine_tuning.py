@@ -17,7 +17,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from grouped_batch_sampler import GROUP_WIDTH
-from models.families import FAMILIES, max_length
+from models.families import DROPOUT, FAMILIES, max_length
 from models.loading import load_weights, read_config, some
 from utils import InputError, progress_bar
 
@@ -35,12 +35,6 @@ class Settings:
     dropout: float = 0.1  # whatever the model was trained with
 
 
-DROPOUTS = (  # names in configurations
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
-    "mlp_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-)  # fmt: skip
-
-
 def load_for(
     auto_class: type, name: str, tokenizer=None, dropout: float | None = None, head_required: bool = False, **options
 ) -> PreTrainedModel:
@@ -56,7 +50,7 @@ def load_for(
     """
     if dropout is not None:
         own = read_config(name)
-        options |= dict.fromkeys((key for key in DROPOUTS if hasattr(own, key)), dropout)
+        options |= dict.fromkeys((key for names in DROPOUT.values() for key in names if hasattr(own, key)), dropout)
     model, missing = load_weights(auto_class, name, "model", **options)
     missing = [key for key in missing if "pooler" not in key]
     if of_body := [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]:

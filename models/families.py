@@ -14,6 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from utils import InputError
 
+# Flags of train.py -> attributes of configurations; each is set where a family has it.
+DROPOUT = {
+    "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop", "embd_pdrop", "embedding_dropout", "mlp_dropout"),
+    "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
+}
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, in configurations that have several
 
 

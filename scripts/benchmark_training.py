@@ -36,9 +36,9 @@ from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
 from models.families import LanguageModel
 from models.student import build_student, half_depth_config
-from train import default_tokens_per_micro_batch
 from training import vocabulary_loss
 from training.batches import Batch, Batches, Masking, RunData, StepCounts, Steps, prepare_batch_mlm
+from training.configurations import default_tokens_per_micro_batch
 from training.distributed import World, describe_device, has_native_bf16, init_world
 from training.losses import Terms
 from training.memory import PeakAbove

@@ -58,8 +58,8 @@ def test_the_whole_road(name, workspace, gpt2_tokenizer, tmp_path):
         tmp_path / "init.pth")  # fmt: skip
     flags = flags_of(workspace, data_file=text, token_counts=tmp_path / "counts.pickle", teacher_name=teacher,
                      from_pretrained_weights=tmp_path / "init.pth", from_pretrained_config=tmp_path / "init.json",
-                     alpha_relation=0.5, n_epoch=1, batch_size=16, gradient_accumulation_steps=1, learning_rate=3e-3,
-                     dump_path=tmp_path / "run")  # fmt: skip
+                     n_epoch=1, batch_size=16, gradient_accumulation_steps=1, learning_rate=3e-3, alpha_relation=0.5,
+                     dropout=0, attention_dropout=0, dump_path=tmp_path / "run")  # fmt: skip
     assert train.main([*flags, "--teacher_type", name]) == 0
 
     first, *_, last = (row for row in rows_of(tmp_path / "run") if row["kind"] == "valid")
@@ -69,6 +69,7 @@ def test_the_whole_road(name, workspace, gpt2_tokenizer, tmp_path):
     assert math.isfinite(last["kl"])
     student = auto_class(config).from_pretrained(tmp_path / "run", dtype=torch.float32).eval()
     assert student.config.num_hidden_layers == 2
+    assert not any(module.p for module in student.modules() if isinstance(module, torch.nn.Dropout))
     written = weights_of(tmp_path / "run")
     assert all(torch.equal(value, written[key]) for key, value in student.state_dict().items())
     ids = AutoTokenizer.from_pretrained(tmp_path / "run")("the cat sees the garden", return_tensors="pt").input_ids

@@ -27,8 +27,6 @@ ARCHITECTURE = {
     "n_heads": ("num_attention_heads", "n_heads"),
     "dim": ("hidden_size", "dim"),
     "hidden_dim": ("intermediate_size", "hidden_dim"),
-    "dropout": ("hidden_dropout_prob", "dropout"),
-    "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout"),
     "activation": ("hidden_act", "activation"),
     "initializer_range": ("initializer_range", "initializer_range"),
     "sinusoidal_pos_embds": (None, "sinusoidal_pos_embds"),
@@ -36,7 +34,6 @@ ARCHITECTURE = {
 }
 # Numbers of the recipe whose defaults depend on the student or on the machine (see `resolve_defaults` in train.py).
 RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "num_workers")
-REGULARIZATION = ("dropout", "attention_dropout")  # not a matter of shape: they go with any student
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -260,7 +257,7 @@ def sanity_checks(args: argparse.Namespace) -> None:
         raise InputError("--force starts over and --resume continues: give one of them.")
     if args.tokens_per_batch and not args.group_by_size:
         raise InputError("--tokens_per_batch needs sequences grouped by length: leave out --no-group_by_size.")
-    given = [f"--{name}" for name in ARCHITECTURE if name not in REGULARIZATION and getattr(args, name) is not None]
+    given = [f"--{name}" for name in ARCHITECTURE if getattr(args, name) is not None]
     student = whole_model(args.student_pretrained_weights)
     shape = args.student_config or student
     if given and shape:
