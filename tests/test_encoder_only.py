@@ -115,6 +115,12 @@ def test_a_stopped_run_continues(workspace, encoder, tmp_path):
     assert all(torch.equal(value, whole[name]) for name, value in weights_of(tmp_path / "run").items())
 
 
+def test_a_dry_run(workspace, encoder, tmp_path, capsys):
+    train(workspace, tmp_path / "run", "--teacher_name", encoder, *HIDDEN, "--alpha_relation", 1, "--dry_run", 1)
+    assert "tokens/s" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_on_words_needs_the_head(workspace, encoder, tmp_path, capsys):
     train(workspace, tmp_path / "run", "--teacher_name", encoder, expect=2)
     assert "no language-model head" in capsys.readouterr().err
