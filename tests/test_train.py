@@ -171,6 +171,7 @@ def test_any_number_of_processes_takes_the_same_steps(workspace, tmp_path):
         for a, b in zip(metrics(tmp_path / "1", "train"), metrics(tmp_path / other, "train"), strict=True):
             assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["loss_relation"] == pytest.approx(b["loss_relation"], rel=1e-3) and a["loss_relation"] > 0
 
 
 def test_micro_batches_of_several_batches_change_no_more_than_rounding(workspace, tmp_path):
@@ -189,6 +190,7 @@ def test_micro_batches_of_several_batches_change_no_more_than_rounding(workspace
     for a, b in zip(each, merged, strict=True):
         assert a["tokens"] == b["tokens"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["loss_relation"] == pytest.approx(b["loss_relation"], rel=1e-3) and a["loss_relation"] > 0
 
 
 def test_compiled_models_learn_the_same(workspace, tokenizer, tmp_path, monkeypatch):
@@ -199,12 +201,13 @@ def test_compiled_models_learn_the_same(workspace, tokenizer, tmp_path, monkeypa
     tokenizer.save_pretrained(tmp_path / "teacher")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     flags = ["--teacher_name", tmp_path / "teacher", "--dropout", 0, "--attention_dropout", 0, "--valid_share", 0,
-             "--gradient_accumulation_steps", 16]  # fmt: skip
+             "--gradient_accumulation_steps", 16, "--alpha_relation", 100]  # fmt: skip
     for name, more in (("plain", []), ("compiled", ["--compile"])):
         train(workspace, tmp_path / name, *flags, *more)
     plain, compiled = (metrics(tmp_path / name, "train") for name in ("plain", "compiled"))
     for a, b in zip(plain, compiled, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["loss_relation"] == pytest.approx(b["loss_relation"], rel=1e-3) and a["loss_relation"] > 0
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(workspace, tmp_path, capsys):
