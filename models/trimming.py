@@ -38,13 +38,11 @@ def trim_model(model: PreTrainedModel, ids: np.ndarray) -> PreTrainedModel:
     """
     config = trim_config(model.config, ids)
     rows = torch.from_numpy(ids)
-    projection = model.get_submodule(family_of(config).projection)
-    by_entry = {id(tensor) for tensor in (model.get_input_embeddings().weight, projection.weight, projection.bias)}
-    state = {
-        name: tensor.detach()[rows] if id(tensor) in by_entry else tensor.detach()
-        for name, tensor in model.state_dict(keep_vars=True).items()
-    }
     trimmed = auto_class(config).from_config(config, dtype=torch.float32)
+    shapes = {name: tensor.shape for name, tensor in trimmed.state_dict().items()}
+    state = {
+        name: tensor if tensor.shape == shapes[name] else tensor[rows] for name, tensor in model.state_dict().items()
+    }
     trimmed.load_state_dict(state)
     trimmed.tie_weights()
     return trimmed.train(model.training)
