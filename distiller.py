@@ -23,6 +23,7 @@ from models.flops import peak_flops
 from training.batches import Batch, RunData, StepCounts
 from training.distributed import World
 from training.losses import Terms
+from training.memory import FreeMemory
 from training.meter import Meter
 from training.objective import Objective
 from training.optimization import Optimization
@@ -79,6 +80,7 @@ class Distiller:
         self.n_done = 0  # steps done in all
         self.best_loss, self.owes_evaluation = math.inf, False  # held-out
         self.stop = StopSignal()
+        self.free_memory = FreeMemory(world.device)
 
     def _prepare_models(self) -> None:
         recipe, student, teacher = self.recipe, self.student, self.teacher
@@ -165,6 +167,7 @@ class Distiller:
 
     def _after_step(self) -> None:
         """Logs, evaluates and saves where it is time to."""
+        self.free_memory.give_back()
         if self.n_done % self.log_interval == 0 or self.n_done == self.n_steps:
             self._log()
         if self.n_done % self.eval_interval == 0 and self.n_done + self.eval_interval <= self.n_steps:
