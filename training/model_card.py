@@ -119,4 +119,5 @@ def _held_out(evaluations: list[dict]) -> str:
     how = ""
     if any(name.startswith(TRAINING_MASKS) for name in names):
         how = ', chosen evenly, and for "training masks" as in training'
-    return f"On held-out text with masks that never change{how}:\n\n{table}"
+    masks = ", not masked" if "hidden_loss" in last else f" with masks that never change{how}"
+    return f"On held-out text{masks}:\n\n{table}"
