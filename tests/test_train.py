@@ -171,7 +171,6 @@ def test_any_number_of_processes_takes_the_same_steps(workspace, tmp_path):
         for a, b in zip(metrics(tmp_path / "1", "train"), metrics(tmp_path / other, "train"), strict=True):
             assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["loss_relation"] == pytest.approx(b["loss_relation"], rel=1e-3) and a["loss_relation"] > 0
 
 
 def test_micro_batches_of_several_batches_change_no_more_than_rounding(workspace, tmp_path):
@@ -190,7 +189,6 @@ def test_micro_batches_of_several_batches_change_no_more_than_rounding(workspace
     for a, b in zip(each, merged, strict=True):
         assert a["tokens"] == b["tokens"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["loss_relation"] == pytest.approx(b["loss_relation"], rel=1e-3) and a["loss_relation"] > 0
 
 
 def test_compiled_models_learn_the_same(workspace, tokenizer, tmp_path, monkeypatch):
