@@ -6,7 +6,6 @@ micro-batches. At the end of an epoch the step is shorter, and still a step of i
 
 Everything random in a step follows from (seed, epoch, number of the step, rank), so a run that is stopped and resumed
 gives the same weights as one that was not.
-
 """
 
 import math

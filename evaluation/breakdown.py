@@ -10,7 +10,7 @@ import torch
 
 from evaluation import held_out
 from models.families import LanguageModel
-from models.student import extract, student_with
+from models.student import with_layers
 from training.batches import Batches
 from training.distributed import World
 from utils import markdown_table
@@ -51,8 +51,7 @@ def by_layer(
     own_family = model.model.config.model_type
     found = []
     for depth in range(1, model.depth + 1):
-        config, state = extract(model.model, list(range(depth)), True, own_family)
-        cut = LanguageModel(student_with(config, state, "the model")).to(world.device)
+        cut = LanguageModel(with_layers(model.model, list(range(depth)), own_family)).to(world.device)
         found.append(held_out.evaluate(cut, teacher, batches, world, dtype))
     return found
 

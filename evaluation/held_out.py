@@ -11,7 +11,7 @@ Dimensions: n_labels masked (or next) tokens of a batch; voc_size.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -132,11 +132,8 @@ def evaluate(
     student.eval()
     names = [*OWN, *(BESIDE_TEACHER if teacher else ())]
     sums = torch.zeros(1 + len(names), dtype=torch.float64, device=world.device)
-    mine = batches.sampler.batches_of_rank(world.rank, world.size)
-    for batch in DataLoader(batches, batch_size=None, sampler=mine, generator=torch.Generator()):
-        if is_pressing():
-            break
-        values = _values(student, teacher, batch.to(world.device), dtype)  # (names, n_labels)
+    for batch in _mine(batches, world, is_pressing):
+        values = _values(student, teacher, batch, dtype)  # (names, n_labels)
         sums += torch.cat([values.new_tensor([values.shape[1]]), values.sum(1)])
     if world.any(is_pressing()):
         return None
@@ -156,11 +153,8 @@ def evaluate_hidden(
     """
     objective.student.eval()
     sums, n_tokens = Terms.zeros(world.device), torch.zeros((), dtype=torch.float64, device=world.device)
-    mine = batches.sampler.batches_of_rank(world.rank, world.size)
-    for batch in DataLoader(batches, batch_size=None, sampler=mine, generator=torch.Generator()):
-        if is_pressing():
-            break
-        _, of_batch = objective.loss(batch.to(world.device), objective.alphas)
+    for batch in _mine(batches, world, is_pressing):
+        _, of_batch = objective.loss(batch, objective.alphas)
         sums = sums.map(operator.add, of_batch)
         n_tokens += len(batch.token_positions)
     if world.any(is_pressing()):
@@ -215,6 +209,15 @@ def evaluate_cosine(
 
 OWN = ("loss", "accuracy")
 BESIDE_TEACHER = ("kl", "agreement", "teacher_loss", "teacher_accuracy")
+
+
+def _mine(batches: Batches, world: World, is_pressing: Callable[[], bool]) -> Iterator[Batch]:
+    """This process's batches, on its device, until there is no time left."""
+    numbers = batches.sampler.batches_of_rank(world.rank, world.size)
+    for batch in DataLoader(batches, batch_size=None, sampler=numbers, generator=torch.Generator()):
+        if is_pressing():
+            return
+        yield batch.to(world.device)
 
 
 def _values(student: LanguageModel, teacher: LanguageModel | None, batch: Batch, dtype: torch.dtype) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Which of a teacher's layers make the best start for a student, told before any training.
 
-Each list of layers is tried out as it is: the student that `models.student.extract` makes of it predicts held-out
+Each list of layers is tried out as it is: the student that `models.student.with_layers` makes of it predicts held-out
 masked (or next) words beside its teacher. Beside the usual lists, layers are taken away one by one, each time the one
 that is missed least (the greedy search of Peer et al., 2022, arXiv 2105.14839).
 """
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from evaluation import held_out
 from models.families import LanguageModel
-from models.student import extract, spread_layers, student_with
+from models.student import spread_layers, with_layers
 from training.batches import Batches
 from training.distributed import World
 
@@ -80,8 +80,7 @@ class Trial:
 
     def metrics(self, layers: list[int]) -> dict[str, float]:
         """What `held_out.evaluate` tells of a student with these layers of the teacher's."""
-        config, state = extract(self.teacher, layers, True, self.student_type)
-        student = LanguageModel(student_with(config, state, "the teacher")).to(self.world.device)
+        student = LanguageModel(with_layers(self.teacher, layers, self.student_type)).to(self.world.device)
         metrics = held_out.evaluate(student, LanguageModel(self.teacher), self.batches, self.world, self.dtype)
         self.tried()
         return metrics

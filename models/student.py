@@ -176,6 +176,11 @@ def extract_same_family(state: dict[str, torch.Tensor], layers: list[int], prefi
     return taken
 
 
+def with_layers(model: PreTrainedModel, layers: list[int], student_type: str | None = None) -> PreTrainedModel:
+    """A student with some of the model's layers, and all else that it can take; arguments as of `extract`."""
+    return student_with(*extract(model, layers, True, student_type), "the model")
+
+
 def extract(
     teacher: PreTrainedModel, layers: list[int], vocab_transform: bool, student_type: str | None = None
 ) -> tuple[PretrainedConfig, dict[str, torch.Tensor]]:

@@ -28,7 +28,7 @@ from corpus.tokenization import describe_tokenizer, load_tokenizer
 from corpus.vocabulary_trimming import Kept, choose_tokens, trim
 from models.families import LanguageModel
 from models.loading import load_with_or_without_head
-from models.trimming import trim_config, trim_model
+from models.trimming import trim_model
 from training.checkpoint import atomic_folder
 from utils import InputError, RunError, integer, logger, path
 
@@ -89,7 +89,6 @@ def main(args: argparse.Namespace) -> None:
     if model.config.vocab_size < len(tokenizer):
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens, but {args.model_name} only rows for "
                          f"{model.config.vocab_size}.")  # fmt: skip
-    trim_config(model.config, ids)  # which refuses what can't be trimmed
     trimmed = trim_model(model, ids)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:

@@ -32,7 +32,7 @@ ARCHITECTURE = {
     "sinusoidal_pos_embds": (None, "sinusoidal_pos_embds"),
     "tie_weights_": ("tie_word_embeddings", "tie_word_embeddings"),
 }
-# Numbers of the recipe whose defaults depend on the student or on the machine (see `resolve_defaults` in train.py).
+# Numbers of the recipe whose defaults depend on the student or on the machine (see `configurations.resolve_defaults`).
 RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "num_workers")
 
 

@@ -50,12 +50,10 @@ class Objective:
         t_dim = teacher.dim if recipe.alpha_cos else student.dim
         self.widening = losses.Widening(student.dim, t_dim).to(device)
         self.t_projection = Projection.of(teacher.projection, dtype) if recipe.uses_teacher_logits else None
-        self.uses_logits = any((self.alphas.ce, self.alphas.mse, self.alphas.labels))
-        parts = self.uses_logits, recipe.uses_teacher_logits, self.widening
-        self.work = TrainingWork(student, self.teacher, *parts)
+        heads = recipe.uses_logits, recipe.uses_teacher_logits
+        self.work = TrainingWork(student, self.teacher, *heads, self.widening)
         if recipe.alpha_relation:
             self._watch_relations()
-        self.begin_step()
 
     def _watch_relations(self) -> None:
         recipe, student, teacher = self.recipe, self.student, self.teacher
@@ -75,7 +73,7 @@ class Objective:
 
     def begin_step(self) -> None:
         """Takes note of the student's weights, which have changed with the step before."""
-        if self.uses_logits:
+        if self.recipe.uses_logits:
             self.s_projection = Projection.of(self.student.projection, self.dtype)
 
     def n_rows(self, counts: StepCounts) -> Terms:
@@ -92,12 +90,12 @@ class Objective:
         """
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             s_hidden = self.student.hidden(batch.input_ids, batch.attention_mask)  # (bs * seq_length, dim)
-            if self.uses_logits:
+            if self.recipe.uses_logits:
                 s_rows = self.student.transform(s_hidden.index_select(0, batch.head_positions))  # (n_rows, dim)
             t_hidden, t_rows = self._teach(batch) if self.teacher else (None, None)
         loss = torch.zeros((), device=self.device)
         sums = Terms.zeros(self.device)
-        if self.uses_logits:
+        if self.recipe.uses_logits:
             loss, of_logits = vocabulary_loss(
                 s_rows,
                 self.student.projection,

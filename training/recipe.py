@@ -66,9 +66,14 @@ class Recipe:
         return self.alpha_ce > 0 or self.alpha_mse > 0
 
     @property
+    def uses_logits(self) -> bool:
+        """Whether a loss needs the student's."""
+        return self.uses_teacher_logits or self.alpha_mlm > 0 or self.alpha_clm > 0
+
+    @property
     def encoder_only(self) -> bool:
         """Whether no loss needs a vocabulary head: then only the encoder is distilled, and nothing is masked."""
-        return self.uses_teacher and not (self.uses_teacher_logits or self.alpha_mlm or self.alpha_clm)
+        return self.uses_teacher and not self.uses_logits
 
     @property
     def head_on_all_tokens(self) -> bool:
