@@ -142,6 +142,20 @@ def report(rows: list[dict]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def load_models(names: list[str], world: World) -> tuple[list[LanguageModel], bool]:
+    """The models, the teacher first, and whether they guess words. Raises: InputError if they can't be compared."""
+    loaded = [load_with_or_without_head(name, "model") for name in names]
+    models = [LanguageModel(model).to(world.device) for model, _ in loaded]
+    heads = [not missing for _, missing in loaded]
+    if heads[0] and not all(heads):
+        name = names[heads.index(False)]
+        raise InputError(f"{name} has no language-model head, but the teacher has: they can't guess the same words.")
+    for name, model in zip(names, models, strict=True):
+        if model.model.config.vocab_size != models[0].model.config.vocab_size:
+            raise InputError(f"{name} does not share the teacher's vocabulary.")
+    return models, heads[0]
+
+
 def measure(
     names: list[str], tokenizer_name: str | None, files: list[str], share: float | None, turns: int, world: World,
     dtype: torch.dtype, token_counts: str | None = None, smoothing: float = 0.0, data_dir: str | None = None,
@@ -158,29 +172,21 @@ def measure(
     """
     tokenizer = load_tokenizer(tokenizer_name or names[0])
     pairs = read_task(TASKS["STS-B"], data_dir)[1][0] if data_dir else None
-    loaded = [load_with_or_without_head(name, "model") for name in names]
-    models = [LanguageModel(model).to(world.device) for model, _ in loaded]
-    heads = [not missing for _, missing in loaded]
-    if heads[0] and not all(heads):
-        name = names[heads.index(False)]
-        raise InputError(f"{name} has no language-model head, but the teacher has: they can't guess the same words.")
-    for name, model in zip(names, models, strict=True):
-        if model.model.config.vocab_size != models[0].model.config.vocab_size:
-            raise InputError(f"{name} does not share the teacher's vocabulary.")
+    models, on_words = load_models(names, world)
     corpus = open_corpus(files, tokenizer)
     corpus.verify()
     chosen = None if share is None else held_out.held_out_sequences(len(corpus), share)
     causal = models[0].family.causal
     length = min(tokenizer.model_max_length, *(max_length(model.model.config) for model in models))
     masking = None
-    if token_counts and heads[0] and not causal:
+    if token_counts and on_words and not causal:
         masking = Masking.of_tokenizer(tokenizer, load_token_counts(token_counts, len(tokenizer)), smoothing)
-    batches = held_out.held_out_batches(corpus, tokenizer, length, heads[0] and not causal, chosen, masking)
+    batches = held_out.held_out_batches(corpus, tokenizer, length, on_words and not causal, chosen, masking)
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
     for name, model in zip(names, models, strict=True):
-        part = model.model if heads[0] else model.encoder
+        part = model.model if on_words else model.encoder
         row = {
             "name": Path(name).name,
             "layers": model.depth,
@@ -188,7 +194,7 @@ def measure(
             "bytes": size_on_disk(name),
         }
         compared = model, models[0], batches, world.device, dtype
-        if heads[0]:
+        if on_words:
             row["labels"] = held_out.evaluate_labels(*compared)
             if layers and model is not models[0]:
                 row["by_layer"] = by_layer(model, models[0], batches, world, dtype)
@@ -199,7 +205,7 @@ def measure(
         rows.append(row)
     prepared = [batches[j].to(world.device) for j in range(len(batches))]
     times = [
-        [seconds_of_forward(model, prepared, world, dtype, heads[0]) for model in models] for _ in range(turns + 1)
+        [seconds_of_forward(model, prepared, world, dtype, on_words) for model in models] for _ in range(turns + 1)
     ]
     for row, seconds in zip(rows, zip(*times[1:], strict=True), strict=True):  # the first turn is the warm-up
         row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
