@@ -215,8 +215,8 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
     return {name: (seconds[name], memory[name]) for name in seconds}
 
 
-def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dtype) -> None:
-    device = world.device
+def build_teacher(case: Case, device: torch.device) -> BertForMaskedLM:
+    """A BERT of random weights."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOC_SIZE,
@@ -225,8 +225,13 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
         num_attention_heads=case.dim // 64,
         intermediate_size=4 * case.dim,
     )
-    teacher = BertForMaskedLM(config).eval().requires_grad_(False).to(device)
-    student_config = half_depth_config(config)
+    return BertForMaskedLM(config).eval().requires_grad_(False).to(device)
+
+
+def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dtype) -> None:
+    device = world.device
+    teacher = build_teacher(case, device)
+    student_config = half_depth_config(teacher.config)
     generator = np.random.default_rng(0)
     sequences = draw_sequences(case.batch_size * case.batches, generator)
     tokens = sum(map(len, sequences))

@@ -370,6 +370,7 @@ def swap_tokens(folder, one, other):
         (["--student_pretrained_weights", "{t}/misfit.pth"], "misfit.pth does not fit"),
         (["--n_heads", "5"], "not a multiple of its 5 heads"),
         (["--force", "--resume"], "--force starts over and --resume continues"),
+        (["--relation_heads", "2"], "--relation_heads has no effect without --alpha_relation"),
         (["--word_mask", "0.9"], "must add up to 1"),
         (["--alpha_ce", "-1"], "--alpha_ce: '-1' is no number from 0 to 1e+06"),
         (["--alpha_ce", "0", "--alpha_mlm", "0", "--alpha_cos", "0"], "nothing to learn from"),
