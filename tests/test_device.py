@@ -32,6 +32,7 @@ LOSSES = {
 @pytest.fixture
 def meta(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     plain = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", lambda *given, fused, **flags: plain(*given, **flags, foreach=True))
 
