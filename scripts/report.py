@@ -4,9 +4,8 @@
 
 It shows size, speed, held-out loss and agreement, measured anew and side by side, also by frequency of the words, by
 length and by layer; the losses of training; the first guesses of all for some sentences; and the exact commands and
-versions. What else has been measured is added: scores of
-tasks (--scores, of scripts/run_glue.py) and tables in Markdown (--tables, such as those that
-scripts/benchmark_inference.py and scripts/ablation.py leave).
+versions. What else has been measured is added: scores of tasks (--scores, of scripts/run_glue.py) and tables in
+Markdown (--tables, such as those that scripts/benchmark_inference.py and scripts/ablation.py leave).
 
 Teacher and held-out text are those of the first run, unless named.
 """

@@ -31,6 +31,7 @@ SMALLER = {  # sizes that would take minutes
     "--kills 20": "--kills 1 --n_epoch 2",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "--cases tiny --cases small": "--cases tiny",
+    "--cases tiny --cases batch_5": "--cases tiny",
     "--memory_megabytes 200": "--memory_megabytes 1 --open_sequences 3000",
     "--open_sequences 3000 2000 --set_up_sequences 50000000": "--open_sequences 3000 --set_up_sequences 10000",
     # what the quickstart has left
