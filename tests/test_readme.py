@@ -28,7 +28,7 @@ SMALLER = {  # sizes that would take minutes
     "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
     "benchmark_inference.py": "benchmark_inference.py --forms float32 onnx --max_examples 4 --turns 1",
     "ablation.py": "ablation.py --rows all no_ce",
-    "--kills 20": "--kills 1 --n_epoch 2",
+    "--kills 20": "--kills 1 --n_epoch 1",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "--cases tiny --cases small": "--cases tiny",
     "--cases tiny --cases batch_5": "--cases tiny",
