@@ -39,14 +39,28 @@ python train.py --dump_path "$folder/teacher" --resume --student_type bert --stu
 python scripts/extract_for_distil.py --bert_model "$folder/teacher" --dump_checkpoint "$folder/init.pth" --vocab_transform
 
 say "Students: with all parts of the method, and without one at a time; then their scores on four tasks"
-students() {
-    python scripts/ablation.py --output_dir "$folder/students" --data_dir "$folder/glue" --seeds $seeds --max_train_examples 10000 \
-        "$@" -- --teacher_name "$folder/teacher" --tokenizer_name "$folder/start_teacher" \
-        --data_file "$folder/students.start_teacher.pickle" --leave_out "$folder/students.overlap.json" "${common[@]}" \
+students=(--teacher_name "$folder/teacher" --tokenizer_name "$folder/start_teacher"
+    --data_file "$folder/students.start_teacher.pickle" --leave_out "$folder/students.overlap.json" "${common[@]}")
+tasks=(--data_dir "$folder/glue" --seeds $seeds --max_train_examples 10000)
+ablation() {
+    python scripts/ablation.py --output_dir "$folder/students" "${tasks[@]}" "$@" -- "${students[@]}" \
         --from_pretrained_weights "$folder/init.pth" --from_pretrained_config "$folder/init.json"
 }
-students --rows all no_teacher random_init
-students --tasks CoLA RTE
+ablation --rows all no_teacher random_init
+ablation --tasks CoLA RTE
+
+say "Beyond the recipe: from chosen layers, without and with relations between tokens"
+[ -s "$folder/chosen.pth" ] || python scripts/extract_for_distil.py --bert_model "$folder/teacher" --vocab_transform \
+    --dump_checkpoint "$folder/chosen.pth" --choose_layers --data_file "$folder/students.start_teacher.pickle" \
+    --tokenizer_name "$folder/start_teacher" --n_sequences 60 > "$folder/chosen.md"
+from_chosen() {
+    python train.py --dump_path "$folder/students/$1" --resume "${students[@]}" "${@:2}" \
+        --from_pretrained_weights "$folder/chosen.pth" --from_pretrained_config "$folder/chosen.json"
+}
+from_chosen chosen
+from_chosen both --alpha_relation 1
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,relation,chosen,both} "${tasks[@]}" \
+    --tasks CoLA STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
 squad() {
