@@ -89,8 +89,8 @@ def table(rows: list[dict], models: list[str]) -> str:
         if any(task in of for of in scores.values())
     ]
     n_seeds = max((len(values) for of in scores.values() for values in of.values()), default=0)
-    explained = f"Median of up to {n_seeds} seeds, with the lowest and highest; in brackets, % of {models[0]}'s."
-    return f"{markdown_table(['task', *models], cells)}\n\n{explained}"
+    seeds = "One seed" if n_seeds == 1 else f"Median of up to {n_seeds} seeds, with the lowest and highest"
+    return f"{markdown_table(['task', *models], cells)}\n\n{seeds}; in brackets, % of {models[0]}'s."
 
 
 def kept(rows: list[dict], teacher: str, student: str) -> float | None:
