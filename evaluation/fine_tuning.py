@@ -140,6 +140,8 @@ class FineTuner:
             trainer = self._trainer(folder, trainer_class, features, of_training, **more)
             trainer.add_callback(_Progress(bar))
             trainer.train()
+        for wrapped in ("forward", "_original_forward"):  # accelerate leaves its autocast around the model's `forward`
+            vars(self.model).pop(wrapped, None)
 
     def predict(self, features: list[dict]) -> np.ndarray | tuple[np.ndarray, ...]:
         """The outputs of the model's head for each of the features, computed in float32."""

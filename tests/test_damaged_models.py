@@ -135,15 +135,12 @@ def test_remote_code_is_refused(workspace, tmp_path, capsys, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ positions
 
 
-@pytest.mark.parametrize("positions", [37, 60, 61])
-def test_positions_that_are_no_multiple_of_8_serve_on_the_whole_road(workspace, tokenizer, tmp_path, positions):
+def test_positions_that_are_no_multiple_of_8_serve_on_the_whole_road(workspace, tokenizer, tmp_path):
     from transformers import BertConfig, BertForMaskedLM
 
     teacher = tmp_path / "teacher"
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=positions, **shape)).save_pretrained(
-        teacher
-    )
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=61, **shape)).save_pretrained(teacher)
     tokenizer.save_pretrained(teacher)
     data = workspace / "text.bert-base-uncased.pickle"
     run(extract_for_distil, "--model_name", teacher, "--dump_checkpoint", tmp_path / "init.pth", "--vocab_transform")
@@ -159,7 +156,7 @@ def test_positions_that_are_no_multiple_of_8_serve_on_the_whole_road(workspace, 
     run(compare_models, "--teacher", teacher, "--models", tmp_path / "batches", "--data_file", data, "--turns", 1)
     run(corpus_doctor, "--data_file", data, "--teacher_name", teacher, expect=1)  # it has learnt nothing
     config = json.loads((tmp_path / "batches" / "config.json").read_text())
-    assert config["max_position_embeddings"] == positions
+    assert config["max_position_embeddings"] == 61
 
 
 def test_the_students_positions_may_be_fewer_than_the_teachers(workspace, tmp_path):

@@ -10,7 +10,7 @@ from glue_files import write_task
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from workspace import load_tokenizer, run
 
-from evaluation.fine_tuning import encode, load_for
+from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import mean_hidden_states
 
@@ -69,6 +69,19 @@ def test_dropout_is_the_one_that_is_asked_for(workspace, student):
     for name in (workspace / "bert-base-uncased", student):
         body = load_for(AutoModelForSequenceClassification, str(name), dropout=0.25).base_model
         assert {module.p for module in body.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+
+
+def test_a_model_trained_in_half_precision_predicts_in_float32(student, glue):
+    tokenizer, model = load_tokenizer(student), load_for(AutoModelForSequenceClassification, str(student))
+    examples = read_task(TASKS["CoLA"], str(glue))[0][:16]
+    features = encode(tokenizer, model, [example.texts for example in examples], 128)
+    labelled = [feature | {"labels": example.label} for feature, example in zip(features, examples, strict=True)]
+    tuner = FineTuner(model, tokenizer, Settings(n_epoch=1, batch_size=4), 0, torch.bfloat16, use_cpu=True)
+    tuner.train(labelled, "")
+    with torch.no_grad():
+        inputs = tokenizer.pad(features, return_tensors="pt")
+        expected = type(model).forward(model.eval(), **inputs).logits
+    np.testing.assert_allclose(tuner.predict(features), expected, atol=1e-5)
 
 
 def test_no_more_is_read_than_the_model_has_positions_for(student):
