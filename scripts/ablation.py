@@ -104,6 +104,8 @@ def flags_of(row: str, training: list[str], base: argparse.Namespace) -> list[st
         if not base.student_pretrained_weights:
             raise InputError(f"--rows {row}: the flags of train.py name no --from_pretrained_weights to leave out.")
         return without(training, WEIGHTS)
+    if row == "no_teacher":
+        training = without(training, ("--relation_layer", "--relation_heads"))  # which have no effect then
     return [*training, *change]
 
 

@@ -80,6 +80,13 @@ def test_initial_weights_are_left_out_in_every_spelling():
     assert ablation.without(["--from_pretrained_weights=x.pth", "--n_epoch=1"], ablation.WEIGHTS) == ["--n_epoch=1"]
 
 
+def test_without_a_teacher_nothing_is_said_about_its_relations(tmp_path, workspace, training):
+    more = ["--alpha_relation", 1, "--relation_heads", 4, "--relation_layer", 1]
+    flags = ["--output_dir", tmp_path, "--rows", "no_teacher", "--tasks", "none"]
+    run(ablation, *flags, "--", *training, *more)
+    assert (tmp_path / "no_teacher" / "model.safetensors").is_file()
+
+
 def test_what_can_not_be_is_told(tmp_path, workspace, training, capsys):
     run(ablation, "--output_dir", tmp_path, "--", *training, "--resume", expect=2)
     assert "--resume is not to be given" in capsys.readouterr().err
