@@ -10,7 +10,7 @@ What follows `--` are flags of train.py, those of the full method; every student
 Each student is a run of train.py in a folder of --output_dir, named after what is changed. What was interrupted
 continues, what is finished is not done again, and --rows chooses some: so days add up, and the baselines of a
 comparison (no_teacher, random_init) are trained once. Tasks are scored by scripts/run_glue.py, and the table goes to
-`table.md`.
+`ablation.md`.
 """
 
 import argparse
@@ -181,7 +181,7 @@ def main(args: argparse.Namespace) -> int:
             return status
     text = table(folder, rows, teacher, scores.read(str(output)))
     print(text)
-    with utils.atomic_write(folder / "table.md", "w") as out:
+    with utils.atomic_write(folder / "ablation.md", "w") as out:
         out.write(text + "\n")
     return utils.EXIT_OK
 

@@ -79,4 +79,4 @@ python scripts/run_glue.py --models "${models[@]}" --data_dir "$folder/glue" --t
 [ -s "$folder/inference.md" ] || python scripts/benchmark_inference.py --data_dir "$folder/glue" --output "$folder/inference.md" \
     --models "$folder/fine_tuned/teacher-STS-B-1" "$folder/fine_tuned/all-STS-B-1"
 python scripts/report.py --runs "$folder"/students/{all,no_teacher,random_init} --scores "$folder/students/glue.jsonl" \
-    --tables "$folder/inference.md" "$folder/students/table.md" --output "$folder/report.html"
+    --tables "$folder/inference.md" "$folder/students/ablation.md" --output "$folder/report.html"

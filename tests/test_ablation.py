@@ -46,7 +46,7 @@ def test_each_student_lacks_one_part(tmp_path, workspace, training, capsys):
         differing = {name for name in full if parameters[row][name] != full[name]}
         assert differing - {"dump_path", "command", "masking", "alpha_mse", "freeze_pos_embs"} == set(change)
         assert all(parameters[row][name] == value for name, value in change.items())
-    table = (tmp_path / "out" / "table.md").read_text()
+    table = (tmp_path / "out" / "ablation.md").read_text()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     lines = {row[0]: row[1:] for row in cells}
     assert len(lines) == 2 + 1 + len(changes)
@@ -71,7 +71,7 @@ def test_a_run_by_hand_in_its_place_is_taken(tmp_path, workspace, training):
     made = (tmp_path / "out" / "no_ce" / "model.safetensors").stat().st_mtime_ns
     run(ablation, "--output_dir", tmp_path / "out", "--rows", "no_ce", "--tasks", "none", "--", *training)
     assert (tmp_path / "out" / "no_ce" / "model.safetensors").stat().st_mtime_ns == made
-    assert "no KL to the teacher" in (tmp_path / "out" / "table.md").read_text()
+    assert "no KL to the teacher" in (tmp_path / "out" / "ablation.md").read_text()
 
 
 def test_initial_weights_are_left_out_in_every_spelling():
