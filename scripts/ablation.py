@@ -33,6 +33,7 @@ from training.run_folder import METRICS, read_metrics
 from utils import InputError, integer, logger, path, real
 
 WEIGHTS = ("--from_pretrained_weights", "--student_pretrained_weights")
+OF_RELATIONS = ("--relation_layer", "--relation_heads")  # which have no effect without --alpha_relation
 GIVEN_BY_US = ("--dump_path", "--force", "--resume", "--dry_run")
 
 
@@ -42,24 +43,30 @@ class Row:
 
     Attributes:
         title: what is changed.
-        change: flags of train.py; None: the student starts from random weights.
+        change: flags of train.py.
         paper: what the change cost DistilBERT in points of GLUE (Sanh et al., 2019, table 4).
+        left_out: flags of train.py that the full method has and this student does not.
     """
 
     title: str
-    change: tuple[str, ...] | None
+    change: tuple[str, ...] = ()
     paper: float | None = None
+    left_out: tuple[str, ...] = ()
 
 
 ROWS = {
-    "all": Row("all parts", ()),
-    "no_teacher": Row("no teacher at all", tuple(f"--alpha_{term}=0" for term in ("ce", "cos", "mse", "relation"))),
-    "random_init": Row("random weights at the start", None, -3.69),
+    "all": Row("all parts"),
+    "no_teacher": Row(
+        "no teacher at all",
+        tuple(f"--alpha_{term}=0" for term in ("ce", "cos", "mse", "relation")),
+        left_out=OF_RELATIONS,
+    ),
+    "random_init": Row("random weights at the start", paper=-3.69, left_out=WEIGHTS),
     "no_ce": Row("no KL to the teacher", ("--alpha_ce", "0"), -2.96),
     "no_cos": Row("no cosine of hidden states", ("--alpha_cos", "0"), -1.46),
     "no_mlm": Row("no masked words", ("--alpha_mlm", "0"), -0.31),
     "relation": Row("relations between tokens too", ("--alpha_relation", "1")),
-    "smoothing": Row("rare words masked more often, or not", ()),  # the flag depends on the full method's
+    "smoothing": Row("rare words masked more often, or not"),  # the flag depends on the full method's
 }
 
 
@@ -99,14 +106,9 @@ def flags_of(row: str, training: list[str], base: argparse.Namespace) -> list[st
     """The flags of train.py for a row. Raises: InputError if it would be the full method again."""
     if row == "smoothing":
         return [*training, "--mlm_smoothing", "0" if base.mlm_smoothing else str(Recipe.mlm_smoothing)]
-    change = ROWS[row].change
-    if change is None:
-        if not base.student_pretrained_weights:
-            raise InputError(f"--rows {row}: the flags of train.py name no --from_pretrained_weights to leave out.")
-        return without(training, WEIGHTS)
-    if row == "no_teacher":
-        training = without(training, ("--relation_layer", "--relation_heads"))  # which have no effect then
-    return [*training, *change]
+    if row == "random_init" and not base.student_pretrained_weights:
+        raise InputError(f"--rows {row}: the flags of train.py name no --from_pretrained_weights to leave out.")
+    return [*without(training, ROWS[row].left_out), *ROWS[row].change]
 
 
 # ---------------------------------------------------------------------------------------------------------------- table
