@@ -46,6 +46,13 @@ ablation() {
     python scripts/ablation.py --output_dir "$folder/students" "${tasks[@]}" "$@" -- "${students[@]}" \
         --from_pretrained_weights "$folder/init.pth" --from_pretrained_config "$folder/init.json"
 }
+# The start itself, for comparison: at such a rate, what train.py leaves is what it began with.
+python train.py --dump_path "$folder/students/start" --resume --teacher_name "$folder/teacher" \
+    --tokenizer_name "$folder/start_teacher" --data_file "$folder/held_out.start_teacher.pickle" --valid_share 0 \
+    --token_counts "$folder/counts.pickle" --n_epoch 1 --tokens_per_batch 2048 --gradient_accumulation_steps 1 \
+    --learning_rate 1e-12 --from_pretrained_weights "$folder/init.pth" --from_pretrained_config "$folder/init.json"
+python scripts/run_glue.py --models "$folder/teacher" "$folder/students/start" "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE \
+    --output "$folder/students/glue.jsonl"
 ablation --rows all no_teacher random_init
 ablation --tasks CoLA RTE
 
