@@ -165,7 +165,9 @@ def main(args: argparse.Namespace) -> int:
     commands = {row: flags_of(row, args.training, base) for row in rows}
     for row, command in commands.items():
         logger.info("%s: %s", row, ROWS[row].title)
-        status = train.main([*command, "--teacher_name", teacher, "--dump_path", str(folder / row), "--resume"])
+        flags_of_run = [*command, "--teacher_name", teacher, "--dump_path", str(folder / row), "--resume"]
+        sys.argv = ["train.py", *flags_of_run]  # the command that the run's model card gives
+        status = train.main(flags_of_run)
         if status:
             logger.info("%s is not finished; the same command continues there", row)
             return status

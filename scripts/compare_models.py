@@ -185,6 +185,7 @@ def measure(
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
+    bar = utils.progress_bar(total=len(models) * (1 + turns + 1), desc="comparing")
     for name, model in zip(names, models, strict=True):
         part = model.model if on_words else model.encoder
         row = {
@@ -203,12 +204,16 @@ def measure(
         if pairs:
             row["sts_b"] = similarity_scores(name, tokenizer, pairs, world.device)["score"]
         rows.append(row)
+        bar.update()
     prepared = [batches[j].to(world.device) for j in range(len(batches))]
-    times = [
-        [seconds_of_forward(model, prepared, world, dtype, on_words) for model in models] for _ in range(turns + 1)
-    ]
-    for row, seconds in zip(rows, zip(*times[1:], strict=True), strict=True):  # the first turn is the warm-up
-        row["speed"] = batches.dataset.n_tokens / statistics.median(seconds)
+    times = [[] for _ in models]
+    for _ in range(turns + 1):  # the first turn is the warm-up
+        for model, seconds in zip(models, times, strict=True):
+            seconds.append(seconds_of_forward(model, prepared, world, dtype, on_words))
+            bar.update()
+    bar.close()
+    for row, seconds in zip(rows, times, strict=True):
+        row["speed"] = batches.dataset.n_tokens / statistics.median(seconds[1:])
     return rows
 
 

@@ -42,6 +42,8 @@ def test_each_student_lacks_one_part(tmp_path, workspace, training, capsys):
     }
     parameters = {row: json.loads((tmp_path / "out" / row / "parameters.json").read_text()) for row in changes}
     full = parameters["all"]
+    assert parameters["no_ce"]["command"].startswith("python train.py --data_file ")
+    assert "--alpha_ce 0 " in parameters["no_ce"]["command"]
     for row, change in changes.items():
         differing = {name for name in full if parameters[row][name] != full[name]}
         assert differing - {"dump_path", "command", "masking", "alpha_mse", "freeze_pos_embs"} == set(change)
