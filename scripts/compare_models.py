@@ -138,7 +138,8 @@ def report(rows: list[dict]) -> str:
         )
     lines = [table(rows), "", *textwrap.wrap(explained, 98), ""]
     others = rows[2:] if "labels" in rows[0] else []
-    lines += [line for other in others for line in textwrap.wrap(difference(rows[1], other), 98)]
+    for other in others:
+        lines += [*textwrap.wrap(difference(rows[1], other), 98), ""]
     return "\n".join(lines).rstrip()
 
 

@@ -83,7 +83,7 @@ say "Sizes, times, and all of it on one page"
 models=("$folder/teacher" "$folder/students/all")
 python scripts/run_glue.py --models "${models[@]}" --data_dir "$folder/glue" --tasks STS-B --seeds 1 --max_train_examples 10000 \
     --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > /dev/null
-[ -s "$folder/inference.md" ] || python scripts/benchmark_inference.py --data_dir "$folder/glue" --output "$folder/inference.md" \
-    --models "$folder/fine_tuned/teacher-STS-B-1" "$folder/fine_tuned/all-STS-B-1"
+[ -s "$folder/inference.md" ] || python scripts/benchmark_inference.py --data_dir "$folder/glue" --max_examples 300 \
+    --output "$folder/inference.md" --models "$folder/fine_tuned/teacher-STS-B-1" "$folder/fine_tuned/all-STS-B-1"
 python scripts/report.py --runs "$folder"/students/{all,no_teacher,random_init} --scores "$folder/students/glue.jsonl" \
     --tables "$folder/inference.md" "$folder/students/ablation.md" --output "$folder/report.html"
