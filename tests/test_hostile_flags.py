@@ -24,7 +24,8 @@ import utils
 from training.batches import StepCounts
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
-NUMBERS = ["0", "-1", "1", "2.5", "99999999999999999999", "1e308", "1e-320", "nan", "-inf", "", "0x10", "1" * 5000]
+NUMBERS = ["0", "-1", "1", "2.5", "99999999999999999999", "1e308", "-1e308", "1e-320", "nan", "inf", "-inf", "", "x",
+           "0x10", "1" * 5000]  # fmt: skip
 ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/self/mem", "-", "--", "*", "[", "a\0b",
              "x" * 300, "x/" * 3000, "no/such/file", "org/model:x", "ünïcode 名", "\udc80", "{folder}", "{empty}",
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip

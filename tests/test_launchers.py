@@ -123,7 +123,8 @@ def write_command(path, body):
     path.chmod(0o755)
 
 
-def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, flags, fake, environment):
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, flags, fake, environment, name):
     run = tmp_path / "run"
     command = ["bash", ROOT / "scripts" / "train.slurm", "--dump_path", run, *flags, "--gradient_accumulation_steps", 1]
     with started([*command, "--n_epoch", 300], env=environment) as job:
@@ -131,7 +132,7 @@ def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, fla
         while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count('"train"') < 2:
             assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
             time.sleep(0.05)
-        job.send_signal(signal.SIGUSR1)
+        job.send_signal(signal.Signals[name])
         output = job.communicate(timeout=30)[0]
     assert job.returncode == 0, output
     assert "putting the job back into the queue" in output
