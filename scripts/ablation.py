@@ -169,7 +169,8 @@ def main(args: argparse.Namespace) -> int:
         sys.argv = ["train.py", *flags_of_run]  # the command that the run's model card gives
         status = train.main(flags_of_run)
         if status:
-            logger.info("%s is not finished; the same command continues there", row)
+            if status != utils.EXIT_BAD_INPUT:
+                logger.info("%s is not finished; the same command continues there", row)
             return status
     output = folder / "glue.jsonl"
     models = [teacher, *(str(folder / row) for row in rows)]

@@ -92,6 +92,8 @@ def test_without_a_teacher_nothing_is_said_about_its_relations(tmp_path, workspa
 def test_what_can_not_be_is_told(tmp_path, workspace, training, capsys):
     run(ablation, "--output_dir", tmp_path, "--", *training, "--resume", expect=2)
     assert "--resume is not to be given" in capsys.readouterr().err
+    run(ablation, "--output_dir", tmp_path, "--tasks", "none", "--", "--data_file", "no.pickle", expect=2)
+    assert "the same command continues" not in capsys.readouterr().err
     base = flags.make_parser("").parse_args(["--data_file", "x", "--dump_path", "y"])
     with pytest.raises(InputError, match="name no --from_pretrained_weights"):
         ablation.flags_of("random_init", ["--data_file", "x"], base)
