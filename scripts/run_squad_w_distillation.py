@@ -114,7 +114,7 @@ class DistillationTrainer(Trainer):
         right = [inputs["start_positions"], inputs["end_positions"]]  # (bs,)
         texts = {name: value for name, value in inputs.items() if not name.endswith("_positions")}
         output = model(**taken_by(self.model, texts))
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():  # the student's `forward` has it around itself
             t_output = self.teacher(**taken_by(self.teacher, texts))
         padded = ~inputs["attention_mask"].bool()  # (bs, seq_length); no answer is there
         loss = torch.zeros((), device=padded.device)
