@@ -44,7 +44,8 @@ python train.py --dump_path $out/teacher --data_file $out/whole.vocabulary.pickl
 step "layers" "every second layer of the teacher is where the students start"
 python scripts/extract_for_distil.py --bert_model $out/teacher --dump_checkpoint $out/init.pth --vocab_transform
 
-common="$common --data_file $out/half.vocabulary.pickle --teacher_name $out/teacher --from_pretrained_weights $out/init.pth --n_epoch 1 --learning_rate 1e-3 --eval_interval 80"
+common="$common --data_file $out/half.vocabulary.pickle --teacher_name $out/teacher --from_pretrained_weights $out/init.pth
+    --n_epoch 1 --learning_rate 1e-3 --mlm_mask_prop 0.3 --restrict_ce_to_mask --eval_interval 80"
 step "student" "distilled: it learns from half of the text and from the teacher's predictions"
 python train.py --dump_path $out/student $common
 

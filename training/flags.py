@@ -146,7 +146,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "smaller number that does)",
     )
     group.add_argument("--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)")
-    group.add_argument("--restrict_ce_to_mask", action="store_true", help="KL and MSE at masked positions only")
+    group.add_argument(
+        "--restrict_ce_to_mask",
+        action="store_true",
+        help="KL and MSE at masked positions only: faster, and better in short runs (docs/recipe.md)",
+    )
 
     group = parser.add_argument_group("masking")
     group.add_argument("--mlm", action=switch, help="masked (--no-mlm: causal) language model; the student tells it")
