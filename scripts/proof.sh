@@ -56,24 +56,25 @@ python scripts/run_glue.py --models "$folder/teacher" "$folder/students/start" "
 ablation --rows all no_teacher random_init
 ablation --tasks CoLA RTE
 
-say "Beyond the recipe: from chosen layers, without and with relations between tokens"
+say "Beyond the recipe: KL at masked tokens, 30 % of them; from chosen layers, without and with relations between tokens"
 [ -s "$folder/chosen.pth" ] || python scripts/extract_for_distil.py --bert_model "$folder/teacher" --vocab_transform \
     --dump_checkpoint "$folder/chosen.pth" --choose_layers --data_file "$folder/students.start_teacher.pickle" \
     --tokenizer_name "$folder/start_teacher" --n_sequences 60 > "$folder/chosen.md"
-from_chosen() {
-    python train.py --dump_path "$folder/students/$1" --resume "${students[@]}" "${@:2}" \
-        --from_pretrained_weights "$folder/chosen.pth" --from_pretrained_config "$folder/chosen.json"
+student() { # its name, where it starts, and flags of train.py
+    python train.py --dump_path "$folder/students/$1" --resume "${students[@]}" "${@:3}" \
+        --from_pretrained_weights "$folder/$2.pth" --from_pretrained_config "$folder/$2.json"
 }
-from_chosen chosen
-from_chosen both --alpha_relation 1
-python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,relation,chosen,both} "${tasks[@]}" \
+student focused init --mlm_mask_prop 0.3 --restrict_ce_to_mask --eval_interval 200
+student chosen chosen
+student both chosen --alpha_relation 1
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,relation,chosen,both} "${tasks[@]}" \
     --tasks CoLA STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
 squad() {
     [ -s "$folder/squad_$1/results.json" ] || python scripts/run_squad_w_distillation.py --model_name_or_path "$folder/$2" \
         --train_file "$folder"/squad/train-*.json --predict_file "$folder"/squad/dev-*.json \
-        --output_dir "$folder/squad_$1" --overwrite_output_dir "${@:3}"
+        --output_dir "$folder/squad_$1" --overwrite_output_dir --num_train_epochs 2 --learning_rate 1e-4 --dropout 0 "${@:3}"
 }
 squad teacher teacher
 squad student students/all
