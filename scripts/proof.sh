@@ -56,7 +56,7 @@ python scripts/run_glue.py --models "$folder/teacher" "$folder/students/start" "
 ablation --rows all no_teacher random_init
 ablation --tasks CoLA RTE
 
-say "Beyond the recipe: KL at masked tokens, 30 % of them; from chosen layers, without and with relations between tokens"
+say "Beyond the recipe: KL at masked tokens only; hidden states only; from chosen layers, without and with relations"
 [ -s "$folder/chosen.pth" ] || python scripts/extract_for_distil.py --bert_model "$folder/teacher" --vocab_transform \
     --dump_checkpoint "$folder/chosen.pth" --choose_layers --data_file "$folder/students.start_teacher.pickle" \
     --tokenizer_name "$folder/start_teacher" --n_sequences 60 > "$folder/chosen.md"
@@ -65,9 +65,10 @@ student() { # its name, where it starts, and flags of train.py
         --from_pretrained_weights "$folder/$2.pth" --from_pretrained_config "$folder/$2.json"
 }
 student focused init --mlm_mask_prop 0.3 --restrict_ce_to_mask --eval_interval 200
+student encoder init --alpha_ce 0 --alpha_mlm 0 --alpha_cos 1 --alpha_relation 1 --eval_interval 200
 student chosen chosen
 student both chosen --alpha_relation 1
-python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,relation,chosen,both} "${tasks[@]}" \
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,encoder,relation,chosen,both} "${tasks[@]}" \
     --tasks CoLA STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
