@@ -159,9 +159,8 @@ def command_line(make_parser: Callable[[], argparse.ArgumentParser]) -> Callable
 
 
 EXPECTED = (InputError, RunError, OSError, KeyboardInterrupt)
-LET_FIRST_SPEAK = (
-    3  # seconds; what all processes of a launcher got wrong alike is told by the first, which ends the rest
-)
+# Seconds. What all processes of a launcher got wrong alike is told by the first, which ends the rest.
+LET_FIRST_SPEAK = 3
 
 
 def tell(error: BaseException) -> int:
