@@ -66,9 +66,10 @@ student() { # its name, where it starts, and flags of train.py
 }
 student focused init --mlm_mask_prop 0.3 --restrict_ce_to_mask --eval_interval 200
 student encoder init --alpha_ce 0 --alpha_mlm 0 --alpha_cos 1 --alpha_relation 1 --eval_interval 200
+student blend init --restrict_ce_to_mask --alpha_cos 20 --alpha_relation 10 --eval_interval 200
 student chosen chosen
 student both chosen --alpha_relation 1
-python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,encoder,relation,chosen,both} "${tasks[@]}" \
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,blend,encoder,relation,chosen,both} "${tasks[@]}" \
     --tasks CoLA STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
