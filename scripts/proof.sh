@@ -70,7 +70,7 @@ student blend init --restrict_ce_to_mask --alpha_cos 20 --alpha_relation 10 --ev
 student chosen chosen
 student both chosen --alpha_relation 1
 python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,blend,encoder,relation,chosen,both} "${tasks[@]}" \
-    --tasks CoLA STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
+    --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
 squad() {
