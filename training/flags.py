@@ -18,6 +18,7 @@ from utils import InputError, integer, path, real
 DEFAULT_TEACHER = "bert-base-uncased"
 
 FRACTION = real(0, 1)
+SWITCH = argparse.BooleanOptionalAction
 
 # Flag of the first generation -> attribute of a configuration, as most families and as DistilBERT call it.
 ARCHITECTURE = {
@@ -38,8 +39,24 @@ RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "num_worke
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     parser = utils.make_parser(description, usage="train.py --dump_path FOLDER --data_file FILE [flags]")
-    switch = argparse.BooleanOptionalAction
+    for add in (
+        _add_file_flags,
+        _add_teacher_flags,
+        _add_student_flags,
+        _add_loss_flags,
+        _add_masking_flags,
+        _add_optimization_flags,
+        _add_machine_flags,
+        _add_interval_flags,
+        _add_failure_flags,
+    ):
+        add(parser)
+    given = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    parser.set_defaults(**{name: default for name, default in given.items() if name not in RESOLVED_LATER})
+    return parser
 
+
+def _add_file_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files")
     group.add_argument("--dump_path", type=path, required=True, help="folder for all that the run writes")
     group.add_argument(
@@ -75,6 +92,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue from the state in --dump_path, or start if there is none"
     )
 
+
+def _add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("teacher and tokenizer (hub names or local folders)")
     group.add_argument("--teacher_name", "--bert_model", type=path, help=f"the teacher (default: {DEFAULT_TEACHER})")
     group.add_argument("--teacher_type", choices=FAMILIES, help="its family; only checked, the teacher itself tells it")
@@ -83,6 +102,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--tokenizer_type", choices=FAMILIES, help="accepted for old command lines; not needed")
 
+
+def _add_student_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("student (default: the teacher's shape at half the depth, random weights)")
     group.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
     group.add_argument(
@@ -108,15 +129,17 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         ("--initializer_range", real(*LIMITS["initializer_range"]), "standard deviation of random initial weights"),
     ):
         group.add_argument(flag, type=kind, help=text)
-    group.add_argument("--sinusoidal_pos_embds", action=switch, help="positions start as sinusoids (distilbert only)")
-    group.add_argument("--tie_weights_", action=switch, help="one matrix as embedding and vocabulary projection")
+    group.add_argument("--sinusoidal_pos_embds", action=SWITCH, help="positions start as sinusoids (distilbert only)")
+    group.add_argument("--tie_weights_", action=SWITCH, help="one matrix as embedding and vocabulary projection")
     group.add_argument(
         "--freeze_pos_embs",
-        action=switch,
+        action=SWITCH,
         help="keep the position embeddings as they start (default: where a teacher's losses train a distilbert)",
     )
-    group.add_argument("--freeze_token_type_embds", action=switch, default=False, help="same for token types")
+    group.add_argument("--freeze_token_type_embds", action=SWITCH, default=False, help="same for token types")
 
+
+def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loss: the weights of its terms, 0 to leave one out")
     group.add_argument("--alpha_ce", type=real(0, 1e6), help="KL to the teacher's predictions (%(default)s)")
     group.add_argument(
@@ -152,8 +175,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="KL and MSE at masked positions only: faster, and better in short runs (docs/recipe.md)",
     )
 
+
+def _add_masking_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("masking")
-    group.add_argument("--mlm", action=switch, help="masked (--no-mlm: causal) language model; the student tells it")
+    group.add_argument("--mlm", action=SWITCH, help="masked (--no-mlm: causal) language model; the student tells it")
     group.add_argument(
         "--mlm_mask_prop", type=real(0, 1, low_allowed=False), help="share of tokens chosen (%(default)s)"
     )
@@ -166,9 +191,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="chosen with weight count^-smoothing; 0: evenly (%(default)s)",
     )
     group.add_argument(
-        "--whole_word_mask", action=switch, help="choose whole words, and not pieces of them (default: off)"
+        "--whole_word_mask", action=SWITCH, help="choose whole words, and not pieces of them (default: off)"
     )
 
+
+def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     group.add_argument("--n_epoch", type=integer(1), help="times through the text (%(default)s)")
     group.add_argument("--batch_size", type=integer(1), help="sequences a batch (%(default)s)")
@@ -178,10 +205,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         type=integer(1),
         help="batches that a step takes on each process (%(default)s)",
     )
-    group.add_argument("--shuffle", action=switch, help="draw a new order each epoch (default: on)")
+    group.add_argument("--shuffle", action=SWITCH, help="draw a new order each epoch (default: on)")
     group.add_argument(
         "--group_by_size",
-        action=switch,
+        action=SWITCH,
         help="sequences of similar length together (default: on)",
     )
     group.add_argument("--learning_rate", type=real(0, 100, low_allowed=False), help="peak (%(default)s)")
@@ -193,6 +220,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--seed", type=integer(0, 2**63 - 1), help="of order, masks, dropout, weights (%(default)s)")
 
+
+def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     add_precision_flags(group)
     group.add_argument("--fp16_opt_level", help="accepted for old command lines; there is one level now")
@@ -204,7 +233,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "is a micro-batch)",
     )
     group.add_argument(
-        "--compile", action=switch, default=False, help="torch.compile the models: minutes at the start (default: off)"
+        "--compile", action=SWITCH, default=False, help="torch.compile the models: minutes at the start (default: off)"
     )
     group.add_argument(
         "--n_gpu", type=integer(0, 1 << 20), help="GPUs over all machines, 0 for the CPU (default: what there is)"
@@ -227,6 +256,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="only time N steps of this run, and say what the whole takes; writes nothing to --dump_path",
     )
 
+
+def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("intervals, in steps")
     group.add_argument("--log_interval", type=integer(1), help="default: 100 lines a run, but at least one every 500")
     group.add_argument("--eval_interval", type=integer(1), help="default: 20 evaluations a run")
@@ -235,6 +266,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--keep_checkpoints", type=integer(1, 1000), help="how many of the newest (%(default)s)")
 
+
+def _add_failure_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("failures")
     group.add_argument(
         "--max_bad_steps",
@@ -247,9 +280,6 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         choices=("stop", "continue"),
         help="when a checkpoint can't be written: stop, or continue without until there is room (%(default)s)",
     )
-    given = {field.name: field.default for field in dataclasses.fields(Recipe)}
-    parser.set_defaults(**{name: default for name, default in given.items() if name not in RESOLVED_LATER})
-    return parser
 
 
 def sanity_checks(args: argparse.Namespace) -> None:
