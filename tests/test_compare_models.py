@@ -13,7 +13,7 @@ from workspace import run, train
 def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
     train(workspace, tmp_path / "student")
     models = (tmp_path / "student", workspace / "bert-base-uncased")
-    run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", *models, "--fp32",
+    run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", *models, "--fp32", "--n_gpu", 0,
         "--data_file", workspace / "text.bert-base-uncased.pickle", "--output", tmp_path / "table.md")  # fmt: skip
     report = (tmp_path / "table.md").read_text()
     assert report in capsys.readouterr().out
@@ -32,7 +32,7 @@ def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
     assert float(points) == pytest.approx(100 * last["agreement"] - 100, abs=0.1)
 
     run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", tmp_path / "student", "--fp32",
-        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
+        "--n_gpu", 0, "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
         "--turns", 1)  # fmt: skip
     line = capsys.readouterr().out.splitlines()[3]
     assert float(line.split("|")[5]) == pytest.approx(last["training_masks_mlm_loss"], abs=2e-3)

@@ -6,10 +6,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from processes import run_command, run_script, run_together
 from workspace import ROOT, flags_of
 
-from training.distributed import World
+from training.distributed import World, init_world
 
 PATCHED = """
 import os, signal, time, distiller, train
@@ -43,6 +44,18 @@ def errors_of(results):
 
 def assert_nothing_left(tmp_path):
     assert not list((tmp_path / "tmp").glob("distil-*"))
+
+
+def test_a_gpu_attends_by_kernels_that_need_no_plan(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert init_world(None).device.type == "cuda"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_without_other_processes_nothing_is_written():

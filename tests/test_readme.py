@@ -30,6 +30,7 @@ SMALLER = {  # sizes that would take minutes
     "ablation.py": "ablation.py --rows all no_ce",
     "--kills 20": "--kills 1 --n_epoch 1",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
+    "benchmark_attention.py": "benchmark_attention.py --steps 1 --layers 2 --tokens_per_batch 512",
     "--cases tiny --cases small": "--cases tiny",
     "--cases tiny --cases batch_5": "--cases tiny",
     "--memory_megabytes 200": "--memory_megabytes 1 --open_sequences 3000",
@@ -43,8 +44,8 @@ SMALLER = {  # sizes that would take minutes
 }
 if (os.cpu_count() or 1) < 4:
     SMALLER |= {"--nproc_per_node 4": "--nproc_per_node 2", "N_GPU_NODE=4 WORLD_SIZE=4": "N_GPU_NODE=2 WORLD_SIZE=2"}
-if not torch.cuda.is_available():
-    SMALLER["--n_gpu $WORLD_SIZE"] = "--n_gpu 0"
+if torch.cuda.device_count() < 4:
+    SMALLER |= {"--n_gpu $WORLD_SIZE": "--n_gpu 0", "my_second_training --data": "my_second_training --n_gpu 0 --data"}
 
 
 @pytest.fixture(scope="module")

@@ -165,6 +165,9 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # cuDNN's attention plans anew for each shape of a batch, and those of texts of any length never stop changing:
+        # an H100 spent half of its time on that (docs/speed.md). The other kernels need no plan.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
 
