@@ -32,8 +32,8 @@ def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
     assert float(points) == pytest.approx(100 * last["agreement"] - 100, abs=0.1)
 
     run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", tmp_path / "student", "--fp32",
-        "--n_gpu", 0, "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
-        "--turns", 1)  # fmt: skip
+        "--data_file", workspace / "text.bert-base-uncased.pickle", "--token_counts", workspace / "counts.pickle",
+        "--n_gpu", 0, "--turns", 1)  # fmt: skip
     line = capsys.readouterr().out.splitlines()[3]
     assert float(line.split("|")[5]) == pytest.approx(last["training_masks_mlm_loss"], abs=2e-3)
 
