@@ -9,15 +9,16 @@
 # continues where it was.
 set -euo pipefail
 folder=$(realpath "$1") seeds=$(seq -s ' ' 1 "${2:-3}")
+every=2 step=4096 # the students read every second sequence, in steps of so many tokens; 10 and 2048: the shorter run
 source "$(dirname "$0")/environment.sh"
 export DISTIL_LOG=$folder/log.txt
 
-say "Text: every 330th block of 64 sequences is held out, a quarter of the rest is the teacher's, the rest the students'"
+say "Text: every 330th block of 64 sequences is held out; of the rest, the teacher and the students read different parts"
 [ -s "$folder/all.txt" ] || python scripts/make_dump.py --source "$folder/text" --dump_file "$folder/all.txt"
 awk 'int((NR - 1) / 64) % 330 == 329' "$folder/all.txt" > "$folder/held_out.txt"
 awk 'int((NR - 1) / 64) % 330 != 329' "$folder/all.txt" > "$folder/text.txt"
 awk 'NR % 4 == 0' "$folder/text.txt" > "$folder/teachers.txt"
-awk 'NR % 10 == 1' "$folder/text.txt" > "$folder/students.txt"
+awk -v every="$every" 'NR % every == 1' "$folder/text.txt" > "$folder/students.txt"
 for part in held_out text teachers students; do
     python scripts/binarized_data.py --file_path "$folder/$part.txt" --bert_tokenizer "$folder/start_teacher" --dump_file "$folder/$part"
 done
@@ -30,17 +31,18 @@ done
 
 say "Teacher: the BERT in start_teacher/ goes on learning to guess masked words"
 common=(--valid_data_file "$folder/held_out.start_teacher.pickle" --token_counts "$folder/counts.pickle" --n_epoch 1
-    --tokens_per_batch 2048 --gradient_accumulation_steps 1 --tokens_per_micro_batch 2048 --dropout 0 --attention_dropout 0
-    --mlm_smoothing 0)
+    --gradient_accumulation_steps 1 --dropout 0 --attention_dropout 0 --mlm_smoothing 0)
 python train.py --dump_path "$folder/teacher" --resume --student_type bert --student_pretrained_weights "$folder/start_teacher" \
     --tokenizer_name "$folder/start_teacher" --data_file "$folder/teachers.start_teacher.pickle" \
     --leave_out "$folder/teachers.overlap.json" "${common[@]}" --alpha_ce 0 --alpha_cos 0 --alpha_mlm 1 \
-    --mlm_mask_prop 0.3 --learning_rate 4e-4 --max_grad_norm 1 --eval_interval 200
+    --mlm_mask_prop 0.3 --learning_rate 4e-4 --max_grad_norm 1 --eval_interval 200 \
+    --tokens_per_batch 2048 --tokens_per_micro_batch 2048
 python scripts/extract_for_distil.py --bert_model "$folder/teacher" --dump_checkpoint "$folder/init.pth" --vocab_transform
 
 say "Students: with all parts of the method, and without one at a time; then their scores on four tasks"
 students=(--teacher_name "$folder/teacher" --tokenizer_name "$folder/start_teacher"
-    --data_file "$folder/students.start_teacher.pickle" --leave_out "$folder/students.overlap.json" "${common[@]}")
+    --data_file "$folder/students.start_teacher.pickle" --leave_out "$folder/students.overlap.json" "${common[@]}"
+    --tokens_per_batch "$step" --tokens_per_micro_batch "$step" --eval_interval 950)
 tasks=(--data_dir "$folder/glue" --seeds $seeds --max_train_examples 10000)
 ablation() {
     python scripts/ablation.py --output_dir "$folder/students" "${tasks[@]}" "$@" -- "${students[@]}" \
@@ -56,7 +58,7 @@ python scripts/run_glue.py --models "$folder/teacher" "$folder/students/start" "
 ablation --rows all no_teacher random_init
 ablation --tasks CoLA RTE
 
-say "Beyond the recipe: KL at masked tokens only; hidden states only; from chosen layers, without and with relations"
+say "Beyond the recipe: KL at masked tokens only; hidden states only; both; and from chosen layers"
 [ -s "$folder/chosen.pth" ] || python scripts/extract_for_distil.py --bert_model "$folder/teacher" --vocab_transform \
     --dump_checkpoint "$folder/chosen.pth" --choose_layers --data_file "$folder/students.start_teacher.pickle" \
     --tokenizer_name "$folder/start_teacher" --n_sequences 60 > "$folder/chosen.md"
@@ -64,13 +66,14 @@ student() { # its name, where it starts, and flags of train.py
     python train.py --dump_path "$folder/students/$1" --resume "${students[@]}" "${@:3}" \
         --from_pretrained_weights "$folder/$2.pth" --from_pretrained_config "$folder/$2.json"
 }
-student focused init --mlm_mask_prop 0.3 --restrict_ce_to_mask --eval_interval 200
-student encoder init --alpha_ce 0 --alpha_mlm 0 --alpha_cos 1 --alpha_relation 1 --eval_interval 200
-student blend init --restrict_ce_to_mask --alpha_cos 20 --alpha_relation 10 --eval_interval 200
-student chosen chosen
+focused=(--mlm_mask_prop 0.3 --restrict_ce_to_mask) blend=(--alpha_cos 20 --alpha_relation 10)
+student focused init "${focused[@]}"
+student encoder init --alpha_ce 0 --alpha_mlm 0 --alpha_cos 1 --alpha_relation 1
+student blend init "${focused[@]}" "${blend[@]}"
+student chosen_blend chosen "${focused[@]}" "${blend[@]}"
 student both chosen --alpha_relation 1
-python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,blend,encoder,relation,chosen,both} "${tasks[@]}" \
-    --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,encoder,blend,chosen_blend,relation,both} \
+    "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
 squad() {
