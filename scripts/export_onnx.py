@@ -126,10 +126,13 @@ def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
 
 def quantize(plain: Path, quantized: Path) -> None:
     """Weights in int8, one scale a column; activations are quantized as they come, so no data is needed for it."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     kinds = ["MatMul", "Gemm", "Gather"]  # products and tables of embeddings
-    quantize_dynamic(plain, quantized, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=kinds)
+    model = onnx.load(plain)
+    del model.graph.value_info[:]  # shapes of weights among them, which older versions transpose and then find wrong
+    quantize_dynamic(model, quantized, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=kinds)
 
 
 @contextlib.contextmanager
