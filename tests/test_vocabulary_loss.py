@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.losses import Terms
-from training.vocabulary_loss import Projection, vocabulary_loss
+from training.vocabulary_loss import CHUNK_LOGITS, Projection, usual_chunk, vocabulary_loss
 
 N, DIM, T_DIM = 70, 24, 32
 
@@ -156,3 +156,11 @@ def test_nothing_of_tokens_by_vocabulary_is_ever_alive():
         ours(*given, Terms(ce=0.07, mse=0.002, labels=0.2), 2.0, torch.float32, chunk_rows)
     assert largest.entries < N * voc_size
     assert largest.entries <= max(4 * chunk_rows, T_DIM) * voc_size  # the scratch space; the projection itself
+
+
+def test_a_gpu_takes_fewer_rows_of_a_large_vocabulary_at_once():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert usual_chunk(gpu, 30_528) == 4096
+    assert usual_chunk(gpu, 250_008) == CHUNK_LOGITS // 250_008 < 600
+    assert usual_chunk(cpu, 250_008) == usual_chunk(cpu, 30_528) == 256
+    assert usual_chunk(gpu, 1 << 30) == 1

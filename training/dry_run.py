@@ -24,7 +24,7 @@ from training.meter import Meter
 from training.objective import Objective
 from training.optimization import Optimization
 from training.recipe import Recipe
-from training.vocabulary_loss import CHUNK_ROWS
+from training.vocabulary_loss import usual_chunk
 
 RESERVE = 0.1  # of the free memory
 GIB = 2**30
@@ -133,7 +133,7 @@ def largest_micro_batch(run: Run) -> tuple[int, float, int]:
     """Returns: free memory (beside what stands: weights, optimizer), bytes a token, and how many tokens fit."""
     device = run.world.device
     longest = int(run.data.train_set.lengths.max())
-    few = math.ceil(CHUNK_ROWS.get(device.type, 1) / longest)
+    few = math.ceil(usual_chunk(device, run.student.model.config.vocab_size) / longest)
     sizes = (few, 4 * few)  # sequences; from a whole chunk of logits on, memory grows by the token
     memory = []
     for n in sizes:

@@ -26,6 +26,7 @@ from training.losses import Terms
 
 ALIGNMENT = 8
 CHUNK_ROWS = {"cpu": 256, "cuda": 4096}  # on a CPU the logits should stay near the cores
+CHUNK_LOGITS = 1 << 27  # of a chunk, at most; what it is computed in then takes 2 GiB, even if the vocabulary is large
 
 
 class Projection(NamedTuple):
@@ -53,6 +54,11 @@ class Projection(NamedTuple):
         return out.copy_(nn.functional.linear(rows, self.weight, self.bias))
 
 
+def usual_chunk(device: torch.device, voc_size: int) -> int:
+    """Rows at a time."""
+    return min(CHUNK_ROWS.get(device.type, max(CHUNK_ROWS.values())), max(1, CHUNK_LOGITS // voc_size))
+
+
 def vocabulary_loss(
     s_rows: torch.Tensor,
     s_linear: nn.Linear,
@@ -76,13 +82,13 @@ def vocabulary_loss(
         weights: what each sum is multiplied by: alpha divided by the number of rows; 0 leaves a term out. Those of cos
             and relation are not looked at.
         temperature: T, of the ce term.
-        chunk_rows: rows at a time; None for what suits the device.
+        chunk_rows: rows at a time; None for `usual_chunk`.
 
     Returns:
         loss: scalar, float32, the weighted sum of the terms; `backward` may be called on it once.
         sums: ce, mse and labels: the sums over rows, scalars, float64, without gradient.
     """
-    chunk_rows = chunk_rows or CHUNK_ROWS.get(s_rows.device.type, max(CHUNK_ROWS.values()))
+    chunk_rows = chunk_rows or usual_chunk(s_rows.device, len(s_projection.weight))
     loss, ce, mse, of_labels = _VocabularyLoss.apply(
         s_rows, s_linear.weight, s_linear.bias, s_projection, t_rows, t_projection, labels,
         weights._replace(cos=0.0, relation=0.0), temperature, chunk_rows,
