@@ -112,7 +112,7 @@ def _averages(shared: list[str]) -> list[tuple[str, list[str]]]:
     apart = [task for task in shared if task in APART]
     rest = [task for task in shared if task not in APART]
     averages = [(f"macro over {len(shared)}", shared)] if len(shared) > 1 else []
-    if apart and rest:
+    if apart and len(rest) > 1:
         averages += [(f"macro without {' and '.join(apart)}", rest)]
     return averages
 

@@ -15,6 +15,8 @@ ROWS = [
     *(row("student", "CoLA", seed, value) for seed, value in ((1, 30.0), (2, 40.0), (3, 41.0))),
     row("teacher", "RTE", 1, 70.0),
     row("student", "RTE", 1, 63.0),
+    row("teacher", "MRPC", 1, 80.0),
+    row("student", "MRPC", 1, 72.0),
     row("teacher", "SST-2", 1, 90.0),
 ]
 
@@ -32,15 +34,20 @@ def test_the_table_shows_medians_and_what_is_kept():
     assert table["CoLA"] == ["50.0 [40.0, 60.0]", "40.0 [30.0, 41.0]"]
     assert table["RTE"] == ["70.0", "63.0"]
     assert table["SST-2"] == ["90.0", "-"]  # of one model only, so in no average
-    assert table["macro over 2"] == ["60.0 (100.0 %)", "51.5 (85.8 %)"]
-    assert table["macro without CoLA"] == ["70.0 (100.0 %)", "63.0 (90.0 %)"]
+    assert table["macro over 3"] == ["66.7 (100.0 %)", "58.3 (87.5 %)"]
+    assert table["macro without CoLA"] == ["75.0 (100.0 %)", "67.5 (90.0 %)"]
+
+
+def test_one_task_is_no_average():
+    rows = [row for row in ROWS if row["task"] != "MRPC"]
+    assert [name for name in cells(scores.table(rows, ["teacher", "student"])) if "macro" in name] == ["macro over 2"]
 
 
 def test_a_share_of_nothing_is_not_shown():
     rows = [row(model, task, 1, 0.0) for model in ("teacher", "student") for task in ("CoLA", "STS-B")]
     assert cells(scores.table(rows, ["teacher", "student"]))["macro over 2"] == ["0.0", "0.0"]
     assert scores.kept(rows, "teacher", "student") is None
-    assert scores.kept(ROWS, "teacher", "student") == pytest.approx(100 * 51.5 / 60)
+    assert scores.kept(ROWS, "teacher", "student") == pytest.approx(100 * (40 + 72 + 63) / (50 + 80 + 70))
     assert scores.kept(ROWS[3:4], "teacher", "student") is None
 
 
