@@ -29,6 +29,7 @@ from models.student import build_student, half_depth_config
 from scripts.benchmark_training import Ours
 from training.batches import Batch, Batches, Masking, StepCounts, Steps
 from training.distributed import World, describe_device, has_native_bf16, init_world
+from training.memory import peak_memory
 from training.recipe import Recipe
 from utils import InputError, integer, path
 
@@ -67,7 +68,8 @@ def measure(data: LmSeqsDataset, tokenizer, args: argparse.Namespace, world: Wor
             student = build_student(half_depth_config(config), None)
         rows += times(Ours(student.to(world.device), teacher, recipe, world, dtype), steps, recipe, world, dtype)
     table = utils.markdown_table(["KL at", "attention", "time", "ms a step", "tokens/s", "MFU"], rows)
-    return f"{describe_device(world.device)}, {str(dtype).removeprefix('torch.')}\n\n{table}"
+    title = f"{describe_device(world.device)}, {str(dtype).removeprefix('torch.')}"
+    return f"{title}\n\n{table}\n\npeak memory {peak_memory(world.device) / 2**30:.1f} GiB"
 
 
 def make_steps(data: LmSeqsDataset, tokenizer, args, recipe: Recipe, device: torch.device) -> list[list[Batch]]:
