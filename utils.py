@@ -152,6 +152,10 @@ def command_line(make_parser: Callable[[], argparse.ArgumentParser]) -> Callable
                 if os.environ.get("RANK", "0") != "0":
                     time.sleep(LET_FIRST_SPEAK)
                 return tell(error)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return tell(error)
 
         return main
 
@@ -176,10 +180,21 @@ def tell(error: BaseException) -> int:
         message = f"error: {error.strerror or error}{where}"
     elif isinstance(error, KeyboardInterrupt):
         status, message = EXIT_KEYBOARD, "interrupted"
+    elif is_out_of_memory(error):
+        message = (
+            f"error: out of memory ({reason_of(error)}). Smaller batches take less: --tokens_per_micro_batch of "
+            f"train.py, with the same result, and --batch_size of other scripts."
+        )
     elif not isinstance(error, RunError):
         message = "".join(traceback.format_exception(error)).rstrip()
     print(message, file=sys.stderr)
     return status
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU or of main memory, as PyTorch and Python tell it."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "DefaultCPUAllocator" in str(error)
 
 
 class Unbreakable:

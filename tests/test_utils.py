@@ -3,7 +3,9 @@ import os
 import stat
 import time
 
+import numpy as np
 import pytest
+import torch
 from processes import run_script
 from workspace import ROOT
 
@@ -46,12 +48,28 @@ def test_expected_errors_are_one_line_and_a_status(capsys, error, status, messag
     assert capsys.readouterr().err.strip() == message
 
 
-def test_bugs_keep_their_traceback():
+def full_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("take", [full_gpu, lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50)])
+def test_a_full_memory_is_told_with_a_way_out(capsys, take):
     @command_line(argparse.ArgumentParser)
     def main(args):
-        raise ZeroDivisionError
+        take()
 
-    with pytest.raises(ZeroDivisionError):
+    assert main([]) == utils.EXIT_FAILED
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory (") and "--tokens_per_micro_batch" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError, RuntimeError])
+def test_bugs_keep_their_traceback(bug):
+    @command_line(argparse.ArgumentParser)
+    def main(args):
+        raise bug
+
+    with pytest.raises(bug):
         main([])
 
 
