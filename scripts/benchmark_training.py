@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from models.student import build_student, half_depth_config
 from training import vocabulary_loss
 from training.batches import Batch, Batches, Masking, RunData, StepCounts, Steps, prepare_batch_mlm
 from training.configurations import default_tokens_per_micro_batch
-from training.distributed import World, describe_device, has_native_bf16, init_world
+from training.distributed import World, describe_device, has_native_bf16, init_world, now
 from training.losses import Terms
 from training.memory import PeakAbove
 from training.optimization import Optimization
@@ -207,11 +206,9 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
                         ways[variant.name].step(batches())
                     memory[variant.name] = peak.bytes
                     continue
-                start = time.perf_counter()
+                start = now(device)
                 ways[variant.name].step(batches())
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds[variant.name].append(time.perf_counter() - start)
+                seconds[variant.name].append(now(device) - start)
     return {name: (seconds[name], memory[name]) for name in seconds}
 
 
@@ -266,7 +263,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
                 "ours, logits in one chunk",
                 ours,
                 micro_batches,
-                {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20)},
+                {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20), "CHUNK_LOGITS": 1 << 40},
             ),
         ]
     if args.relations:
@@ -301,11 +298,9 @@ def seconds_of_exchange(optimization: Optimization, world: World, rounds: int) -
     seconds = []
     for _ in range(rounds + 1):
         world.any(False)
-        start = time.perf_counter()
+        start = now(world.device)
         optimization.exchange(Terms.zeros(world.device))
-        if world.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now(world.device) - start)
     return statistics.median(seconds[1:])  # the first one opens connections
 
 

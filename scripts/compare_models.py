@@ -14,7 +14,6 @@ import argparse
 import statistics
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from evaluation.sentence_similarity import similarity_scores
 from models.families import LanguageModel, max_length
 from models.loading import load_with_or_without_head
 from training.batches import Masking
-from training.distributed import World, add_precision_flags, choose_dtype, describe_device, init_world
+from training.distributed import World, add_precision_flags, choose_dtype, describe_device, init_world, now
 from training.recipe import Recipe
 from utils import InputError, integer, logger, path, real
 
@@ -70,15 +69,13 @@ def make_parser() -> argparse.ArgumentParser:
 def seconds_of_forward(model: LanguageModel, batches: list, world: World, dtype: torch.dtype, logits: bool) -> float:
     """Forward through all batches, with logits for all tokens if `logits`, as a user of the model would run it."""
     model.eval()
-    start = time.perf_counter()
+    start = now(world.device)
     with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
         for batch in batches:
             hidden = model.hidden(batch.input_ids, batch.attention_mask)
             if logits:
                 model.logits(hidden)
-    if world.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now(world.device) - start
 
 
 def size_on_disk(name: str) -> int | None:

@@ -165,8 +165,8 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # cuDNN's attention plans anew for each shape of a batch, and those of texts of any length never stop changing:
-        # an H100 spent half of its time on that (docs/speed.md). The other kernels need no plan.
+        # cuDNN's attention plans anew for each shape of a batch, which took an H100 half a second (docs/speed.md), and
+        # texts of any length bring ever new ones. The other kernels need no plan.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
@@ -192,6 +192,13 @@ def _join(device: torch.device, rank: int, size: int) -> dist.Store:
             f"program, or the first machine out of reach?"
         ) from None
     return store
+
+
+def now(device: torch.device) -> float:
+    """Seconds, as of `time.perf_counter`, when the device has done all that it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def describe_device(device: torch.device) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from models.families import LanguageModel
 from training.batches import Batch, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
-from training.distributed import World
+from training.distributed import World, now
 from training.memory import PeakAbove, available_memory, peak_memory
 from training.meter import Meter
 from training.objective import Objective
@@ -112,21 +112,15 @@ def time_steps(run: Run, n_steps: int) -> tuple[int, float, float, float]:
         steps = run.steps()
         for done in range(warm_up + n_steps):
             if done == warm_up:
-                start = _now(device)
+                start = now(device)
             micro_batches = next(steps)
             counts = StepCounts.of(micro_batches).over_all(run.world)
             run.step(micro_batches, counts)
             if done >= warm_up:
                 tokens += counts.tokens
                 flops += run.objective.work.flops(counts)
-        seconds = _now(device) - start
+        seconds = now(device) - start
     return n_steps, tokens, flops, seconds
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()
 
 
 def largest_micro_batch(run: Run) -> tuple[int, float, int]:
