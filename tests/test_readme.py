@@ -31,6 +31,7 @@ SMALLER = {  # sizes that would take minutes
     "--kills 20": "--kills 1 --n_epoch 1",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "benchmark_attention.py": "benchmark_attention.py --steps 1 --layers 2 --tokens_per_batch 512",
+    "--dim 384 --tokens_per_batch 4096 --steps 4": "--dim 24",
     "--cases tiny --cases small": "--cases tiny",
     "--cases tiny --cases batch_5": "--cases tiny",
     "--memory_megabytes 200": "--memory_megabytes 1 --open_sequences 3000",

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from training.attention import choose_attention
 from utils import InputError, RunError, ToldAlready, reason_of, tell
 
 PATIENCE = 4  # seconds, of a process that failed, for the others to notice
@@ -165,9 +166,7 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # cuDNN's attention plans anew for each shape of a batch, which took an H100 half a second (docs/speed.md), and
-        # texts of any length bring ever new ones. The other kernels need no plan.
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    choose_attention(device)
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
 
