@@ -48,7 +48,7 @@ def by_layer(
     model: LanguageModel, teacher: LanguageModel, batches: Batches, world: World, dtype: torch.dtype
 ) -> list[dict[str, float]]:
     """What `held_out.evaluate` tells of the model if it ended after its first layer, its second, and so on."""
-    own_family = model.model.config.model_type
+    own_family, teacher = model.model.config.model_type, held_out.Remembered(teacher)
     found = []
     for depth in range(1, model.depth + 1):
         cut = LanguageModel(with_layers(model.model, list(range(depth)), own_family)).to(world.device)

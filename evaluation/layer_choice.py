@@ -77,11 +77,12 @@ class Trial:
     ) -> None:
         self.teacher, self.student_type, self.batches = teacher, student_type, batches
         self.world, self.dtype, self.tried = world, dtype, tried
+        self.beside = held_out.Remembered(LanguageModel(teacher))
 
     def metrics(self, layers: list[int]) -> dict[str, float]:
         """What `held_out.evaluate` tells of a student with these layers of the teacher's."""
         student = LanguageModel(with_layers(self.teacher, layers, self.student_type)).to(self.world.device)
-        metrics = held_out.evaluate(student, LanguageModel(self.teacher), self.batches, self.world, self.dtype)
+        metrics = held_out.evaluate(student, self.beside, self.batches, self.world, self.dtype)
         self.tried()
         return metrics
 

@@ -52,6 +52,15 @@ def test_labels_and_lengths_of_the_words(teacher, batches):
     assert len(expected) == len(found["loss"]) > 50 and len({length for _, length in expected}) > 2
 
 
+def test_the_teacher_reads_each_batch_once(teacher, batches):
+    student, frozen = (LanguageModel(copy.deepcopy(teacher)) for _ in range(2))
+    read, plain = [], frozen.hidden
+    frozen.hidden = lambda ids, mask: read.append(ids.tolist()) or plain(ids, mask)
+    found = by_layer(student, frozen, batches, CPU, torch.float32)
+    assert read == [batches[j].input_ids.tolist() for j in range(len(batches))]
+    assert found[-1] == held_out.evaluate(student, LanguageModel(teacher), batches, CPU, torch.float32)
+
+
 def test_the_last_layer_is_the_whole_model(teacher, batches):
     model = LanguageModel(copy.deepcopy(teacher))
     found = by_layer(model, model, batches, CPU, torch.float32)
