@@ -71,8 +71,9 @@ student focused init "${focused[@]}"
 student encoder init --alpha_ce 0 --alpha_mlm 0 --alpha_cos 1 --alpha_relation 1
 student blend init "${focused[@]}" "${blend[@]}"
 student chosen_blend chosen "${focused[@]}" "${blend[@]}"
+student chosen chosen
 student both chosen --alpha_relation 1
-python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,encoder,blend,chosen_blend,relation,both} \
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,encoder,blend,chosen_blend,relation,chosen,both} \
     "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
