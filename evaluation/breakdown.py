@@ -47,8 +47,12 @@ def _groups(values: np.ndarray, ends: tuple[int, ...], first: str, others: str, 
 def by_layer(
     model: LanguageModel, teacher: LanguageModel, batches: Batches, world: World, dtype: torch.dtype
 ) -> list[dict[str, float]]:
-    """What `held_out.evaluate` tells of the model if it ended after its first layer, its second, and so on."""
-    own_family, teacher = model.model.config.model_type, held_out.Remembered(teacher)
+    """What `held_out.evaluate` tells of the model if it ended after its first layer, its second, and so on.
+
+    Args:
+        teacher: is asked once for each layer, so best a `held_out.Remembered`.
+    """
+    own_family = model.model.config.model_type
     found = []
     for depth in range(1, model.depth + 1):
         cut = LanguageModel(with_layers(model.model, list(range(depth)), own_family)).to(world.device)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from corpus.files import TokenCorpus
 from corpus.tokenization import describe_tokenizer
@@ -111,32 +112,25 @@ def describe(metrics: dict[str, float]) -> list[str]:
     return [how + values for how, values in lines.items() if values]
 
 
-class Remembered:
-    """A frozen model that several others are compared with on the same batches: it reads each batch only once.
+class Remembered(LanguageModel):
+    """A frozen model that several others are compared with on the same batches, in one dtype: it reads each batch only
+    once, and keeps the (bs * seq_length, dim) hidden states of each."""
 
-    Keeps (bs * seq_length, dim) hidden states of each.
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self.known: dict[bytes, torch.Tensor] = {}  # by ids
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._known: dict[bytes, torch.Tensor] = {}  # by ids
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """As of LanguageModel."""
         ids = input_ids.cpu().numpy().tobytes()
-        if ids not in self.known:
-            self.known[ids] = self.model.hidden(input_ids, attention_mask)
-        return self.known[ids]
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As of LanguageModel."""
-        return self.model.logits(hidden)
+        if ids not in self._known:
+            self._known[ids] = super().hidden(input_ids, attention_mask)
+        return self._known[ids]
 
 
 @torch.no_grad()
 def evaluate(
     student: LanguageModel,
-    teacher: LanguageModel | Remembered | None,
+    teacher: LanguageModel | None,
     batches: Batches,
     world: World,
     dtype: torch.dtype,
@@ -242,13 +236,11 @@ def _mine(batches: Batches, world: World, is_pressing: Callable[[], bool]) -> It
         yield batch.to(world.device)
 
 
-def _values(
-    student: LanguageModel, teacher: LanguageModel | Remembered | None, batch: Batch, dtype: torch.dtype
-) -> torch.Tensor:
+def _values(student: LanguageModel, teacher: LanguageModel | None, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     """(OWN and, with a teacher, BESIDE_TEACHER; n_labels) float64."""
     positions = batch.head_positions[: len(batch.labels)]  # (n_labels,)
 
-    def predict(model: LanguageModel | Remembered) -> torch.Tensor:
+    def predict(model: LanguageModel) -> torch.Tensor:
         return model.logits(model.hidden(batch.input_ids, batch.attention_mask)[positions])  # (n_labels, voc_size)
 
     with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):

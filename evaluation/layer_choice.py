@@ -77,7 +77,7 @@ class Trial:
     ) -> None:
         self.teacher, self.student_type, self.batches = teacher, student_type, batches
         self.world, self.dtype, self.tried = world, dtype, tried
-        self.beside = held_out.Remembered(LanguageModel(teacher))
+        self.beside = held_out.Remembered(teacher)
 
     def metrics(self, layers: list[int]) -> dict[str, float]:
         """What `held_out.evaluate` tells of a student with these layers of the teacher's."""

@@ -5,7 +5,8 @@
 Why train.py chooses is told in training/attention.py: on a GPU against cuDNN's kernels, which are planned anew for
 every shape of a batch; on a CPU against those for bfloat16, where sequences are short and there is a backward pass. The
 models are a BERT-base and its student, of random weights, which the time does not depend on. Each way goes through the
-same batches several times; the first time, all shapes are new. On a CPU, attention alone is timed too, by length.
+same batches several times; the first time, all shapes are new. On a CPU, attention alone is timed too, by length. (A
+CPU that does not multiply bfloat16 computes the steps in float32, where both ways are the same one.)
 
 Dimensions: bs sequences of seq_length tokens, n_heads heads.
 """
@@ -67,19 +68,14 @@ def main(args: argparse.Namespace) -> None:
     world = init_world(None)
     print(measure(data, tokenizer, args, world))
     if world.device.type == "cpu":
-        print(f"\nattention alone, {HEADS} heads of {args.dim // HEADS}, {TOKENS:,} tokens, forward and backward\n")
-        dtypes = torch.float32, torch.bfloat16
-        rows = [
-            [str(length), *(f"{attention_time(length, args.dim, dtype):.1f}" for dtype in dtypes)] for length in LENGTHS
-        ]
-        print(utils.markdown_table(["tokens a sequence", "float32, ms", "bfloat16, ms"], rows))
+        print(f"\n{measure_alone(args.dim)}")
 
 
 def measure(data: LmSeqsDataset, tokenizer, args: argparse.Namespace, world: World) -> str:
     """The table of what was measured."""
     dtype = torch.bfloat16 if has_native_bf16(world.device) else torch.float32
     if args.dim % HEADS:
-        raise InputError(f"--dim {args.dim} can't be divided among {HEADS} heads.")
+        raise InputError(f"--dim {args.dim} can't be divided among {HEADS} heads; give a multiple of {HEADS}.")
     config = BertConfig(
         num_hidden_layers=args.layers, vocab_size=len(tokenizer), hidden_size=args.dim, intermediate_size=4 * args.dim,
         num_attention_heads=HEADS, attention_probs_dropout_prob=args.attention_dropout,
@@ -113,6 +109,14 @@ def choose(way: str) -> None:
     """The attention of all models, by its name in WAYS."""
     torch.backends.cuda.enable_cudnn_sdp(way == "cuDNN")
     AttentionInterface.register("sdpa", attend_on_cpu if way == "float32" else sdpa_attention_forward)
+
+
+def measure_alone(dim: int) -> str:
+    """The table of attention alone, by length."""
+    dtypes = torch.float32, torch.bfloat16
+    rows = [[str(length), *(f"{attention_time(length, dim, dtype):.1f}" for dtype in dtypes)] for length in LENGTHS]
+    table = utils.markdown_table(["tokens a sequence", "float32, ms", "bfloat16, ms"], rows)
+    return f"attention alone, {HEADS} heads of {dim // HEADS}, {TOKENS:,} tokens, forward and backward\n\n{table}"
 
 
 def attention_time(seq_length: int, dim: int, dtype: torch.dtype) -> float:

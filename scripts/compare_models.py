@@ -183,6 +183,7 @@ def measure(
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
+    teacher = held_out.Remembered(models[0].model)
     bar = utils.progress_bar(total=len(models) * (1 + turns + 1), desc="comparing")
     for name, model in zip(names, models, strict=True):
         part = model.model if on_words else model.encoder
@@ -192,11 +193,11 @@ def measure(
             "parameters": sum(p.numel() for p in part.parameters()),
             "bytes": size_on_disk(name),
         }
-        compared = model, models[0], batches, world.device, dtype
+        compared = model, teacher, batches, world.device, dtype
         if on_words:
             row["labels"] = held_out.evaluate_labels(*compared)
             if layers and model is not models[0]:
-                row["by_layer"] = by_layer(model, models[0], batches, world, dtype)
+                row["by_layer"] = by_layer(model, teacher, batches, world, dtype)
         else:
             row["cosine"] = held_out.evaluate_cosine(*compared)
         if pairs:

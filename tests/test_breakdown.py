@@ -53,9 +53,11 @@ def test_labels_and_lengths_of_the_words(teacher, batches):
 
 
 def test_the_teacher_reads_each_batch_once(teacher, batches):
-    student, frozen = (LanguageModel(copy.deepcopy(teacher)) for _ in range(2))
-    read, plain = [], frozen.hidden
-    frozen.hidden = lambda ids, mask: read.append(ids.tolist()) or plain(ids, mask)
+    student, frozen = LanguageModel(copy.deepcopy(teacher)), held_out.Remembered(copy.deepcopy(teacher))
+    read = []
+    frozen.encoder.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["input_ids"].tolist()), with_kwargs=True
+    )
     found = by_layer(student, frozen, batches, CPU, torch.float32)
     assert read == [batches[j].input_ids.tolist() for j in range(len(batches))]
     assert found[-1] == held_out.evaluate(student, LanguageModel(teacher), batches, CPU, torch.float32)

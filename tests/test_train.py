@@ -210,11 +210,11 @@ def test_compiled_models_learn_the_same(workspace, tokenizer, tmp_path, monkeypa
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(workspace, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    train(workspace, tmp_path / "run", "--dry_run", 3, "--peak_tflops", 1, "--n_epoch", 2)
+    train(workspace, tmp_path / "run", "--dry_run", 3, "--peak_tflops", 100, "--n_epoch", 2)
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out
     assert "3 of 32 steps" in shown
-    assert "tokens/s, MFU " in shown and "MFU unknown" not in shown  # since --peak_tflops tells it
+    assert "tokens/s, MFU 0." in shown
     for part in ("the whole run", "process-hours", "evaluations", "peak memory", "micro-batch", "disk"):
         assert part in shown
     train(workspace, tmp_path / "run", "--dry_run", 1000, "--gradient_accumulation_steps", 1000)  # a single step
