@@ -22,6 +22,9 @@ import torch
 KINDS = ("queries", "keys", "values")
 PAPERS_HEADS = 48  # of the paper's students of BERT-base
 MAP_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}  # of the maps that are alive at once
+# Added to the products of tokens that are not related, whose shares become 0. With -inf, the difference of two
+# logarithms would be NaN; so it is finite, and times 0.
+UNRELATED = -1e30
 
 
 def usual_heads(widths: Sequence[int]) -> int:
@@ -79,41 +82,38 @@ def _loss_and_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of queries, keys or values: the loss, float64, and its gradient by `s`, (bs, seq_length, width) float32."""
     bs, seq_length, width = s.shape
-    s, t = (_heads(x, n_heads) for x in (s, t))  # (bs * n_heads, seq_length, width of a head)
-    padding = None if attended is None else ~attended.repeat_interleave(n_heads, 0)  # (bs * n_heads, seq_length)
-    later = torch.ones(seq_length, seq_length, dtype=torch.bool, device=s.device).triu(1) if causal else None
+    s, t = (_heads(x, n_heads, attended) for x in (s, t))  # (bs * n_heads, seq_length, width of a head)
+    # What is added to products: by column at padding, (bs * n_heads, 1, seq_length), and at later tokens,
+    # (1, seq_length, seq_length). Rows of padding need nothing: its vectors are 0, so both models agree there.
+    padding = None if attended is None else (UNRELATED * ~attended).repeat_interleave(n_heads, 0)[:, None]
+    later = torch.full((1, seq_length, seq_length), UNRELATED, device=s.device).triu(1) if causal else None
     gradient = torch.empty_like(s)
     loss = torch.zeros((), dtype=torch.float64, device=s.device)
     at_once = max(1, map_entries // seq_length**2)
     for part in (slice(start, start + at_once) for start in range(0, len(s), at_once)):
-        unrelated = later if padding is None else padding[part, None, :]  # by column
-        if causal and padding is not None:
-            unrelated = unrelated | later
+        unrelated = later if padding is None else padding[part] if later is None else padding[part] + later
         log_p, log_q = (_log_relations(x[part], unrelated) for x in (s, t))
-        p, q = log_p.exp(), log_q.exp()
+        q = log_q.exp()
         log_q -= log_p
-        if unrelated is not None:
-            log_q.masked_fill_(unrelated, 0)  # where it is inf - inf
-        log_q *= q
+        loss += torch.dot(q.flatten(), log_q.flatten()) / n_heads
+        p = log_p.exp_()
         p -= q
-        if padding is not None:
-            for of_rows in (log_q, p):
-                of_rows.masked_fill_(padding[part, :, None], 0)
-        loss += log_q.sum(dtype=torch.float64) / n_heads
-        torch.bmm(p + p.mT, s[part], out=gradient[part])
-    gradient *= s.shape[-1] ** -0.5 / n_heads
+        torch.bmm(p, s[part], out=gradient[part]).baddbmm_(p.mT, s[part])
+    gradient *= s.shape[-1] ** -0.25 / n_heads
     return loss, gradient.view(bs, n_heads, seq_length, -1).transpose(1, 2).reshape(bs, seq_length, width)
 
 
-def _heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """(bs, seq_length, width) -> (bs * n_heads, seq_length, width / n_heads) float32."""
-    bs, seq_length, _ = x.shape
-    return x.float().view(bs, seq_length, n_heads, -1).transpose(1, 2).flatten(0, 1).contiguous()
+def _heads(x: torch.Tensor, n_heads: int, attended: torch.Tensor | None) -> torch.Tensor:
+    """(bs, seq_length, width) -> (bs * n_heads, seq_length, d = width / n_heads), float32, 0 at padding, and divided by
+    d ** 0.25: then the product of two is divided by sqrt(d)."""
+    bs, seq_length, width = x.shape
+    x = x.float() * (width // n_heads) ** -0.25
+    if attended is not None:
+        x.masked_fill_(~attended[:, :, None], 0)
+    return x.view(bs, seq_length, n_heads, -1).transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _log_relations(x: torch.Tensor, unrelated: torch.Tensor | None) -> torch.Tensor:
     """(n, seq_length, d) -> (n, seq_length, seq_length), the logarithms of each row's relations."""
-    products = torch.bmm(x, x.mT).mul_(x.shape[-1] ** -0.5)
-    if unrelated is not None:
-        products.masked_fill_(unrelated, -torch.inf)
+    products = torch.bmm(x, x.mT) if unrelated is None else torch.baddbmm(unrelated, x, x.mT)
     return torch.log_softmax(products, -1)
