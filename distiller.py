@@ -32,7 +32,17 @@ from training.stop_signal import StopSignal
 from utils import RunError, logger, set_seed
 
 CHECKPOINT_SECONDS = 15 * 60  # between checkpoints, where no interval is given
-N_EVALUATIONS = 20  # over a run, where no interval is given
+
+
+def usual_evaluations(n_trained: int, n_evaluated: int) -> int:
+    """How many evaluations a run has, where no interval is given: 20, or fewer, down to 4, so that they read at most a
+    quarter as much text as training does.
+
+    Args:
+        n_trained: tokens that the run trains on.
+        n_evaluated: tokens of one evaluation.
+    """
+    return min(20, max(4, n_trained // (4 * n_evaluated)))
 
 
 class Distiller:
@@ -67,7 +77,7 @@ class Distiller:
         self.steps_per_epoch = math.ceil(len(data.train_sampler) / self.batches_per_step)
         self.n_steps = self.steps_per_epoch * recipe.n_epoch
         self.log_interval = recipe.log_interval or min(500, max(1, self.n_steps // 100))
-        self.eval_interval = recipe.eval_interval or max(1, self.n_steps // N_EVALUATIONS)
+        self.eval_interval = recipe.eval_interval or self._usual_eval_interval()
 
         trained = nn.ModuleList([student, self.objective.widening])
         self.optimization = Optimization(trained, recipe, self.n_steps, world, dtype)
@@ -91,6 +101,13 @@ class Distiller:
         set_seed(recipe.seed)  # the widening, if there is one, is drawn from this
         self.objective = Objective(recipe, student, teacher, self.world.device, self.dtype)
         self.peak_flops = 1e12 * (recipe.peak_tflops or 0) or peak_flops(self.world.device, self.dtype)
+
+    def _usual_eval_interval(self) -> int:
+        if not self.data.held_out:
+            return self.n_steps
+        n_evaluated = sum(batches.dataset.n_tokens for batches in self.data.held_out.values())
+        n = usual_evaluations(self.recipe.n_epoch * self.data.train_set.n_tokens, n_evaluated)
+        return max(1, self.n_steps // n)
 
     # --------------------------------------------------------------------------------------------------------- one step
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from test_relation_loss import formula as relations_formula
 
-from distiller import Distiller
+from distiller import Distiller, usual_evaluations
 from grouped_batch_sampler import GroupedBatchSampler
 from models.families import LanguageModel
 from models.student import build_student, half_depth_config
@@ -255,3 +255,8 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(tokenizer, teacher):
     distiller.objective.loss = finite
     distiller.step(micro_batches, StepCounts.of(micro_batches))
     assert not torch.equal(student.state_dict()["vocab_transform.weight"], before["vocab_transform.weight"])
+
+
+def test_usual_evaluations_read_at_most_a_quarter_of_what_training_reads():
+    numbers = {4_000_000: 20, 3_200_000: 20, 1_000_000: 6, 261_000: 4, 1000: 4}
+    assert {n: usual_evaluations(n, 40_000) for n in numbers} == numbers

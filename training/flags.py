@@ -260,7 +260,11 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("intervals, in steps")
     group.add_argument("--log_interval", type=integer(1), help="default: 100 lines a run, but at least one every 500")
-    group.add_argument("--eval_interval", type=integer(1), help="default: 20 evaluations a run")
+    group.add_argument(
+        "--eval_interval",
+        type=integer(1),
+        help="default: 20 evaluations a run, or down to 4, to read at most a quarter as much text as training does",
+    )
     group.add_argument(
         "--checkpoint_interval", type=integer(1), help="default: every 15 minutes; always after an epoch"
     )
