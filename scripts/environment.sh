@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh, test.sh and proof.sh: enters the repository and a virtual environment with what it needs.
-# Everything is made in work/, which git ignores.
+# Sourced by quickstart.sh, test.sh, proof.sh and short_runs.sh: enters the repository and a virtual environment with
+# what it needs. Everything is made in work/, which git ignores.
 #
 # What may be set before:
 #   PYTHON       the Python to use (python3). If it has a PyTorch that requirements.txt allows, that one is used.
