@@ -8,6 +8,7 @@
 # becomes the teacher. All that is made goes there too. Hours on a CPU; stopped in the middle, the same command
 # continues where it was.
 set -euo pipefail
+: "${1:?the FOLDER is missing; the head of this file says what it holds}"
 folder=$(realpath "$1") seeds=$(seq -s ' ' 1 "${2:-3}")
 every=2 step=4096 # the students read every second sequence, in steps of so many tokens; 10 and 2048: the shorter run
 source "$(dirname "$0")/environment.sh"

@@ -6,8 +6,13 @@
 # FOLDER is that of proof.sh, which has left texts and counts there; the teacher is the one that proof.sh starts from.
 # All that is made goes to FOLDER/short. Stopped in the middle, the same command continues where it was.
 set -euo pipefail
+: "${1:?the FOLDER is missing; the head of this file says what it holds}"
 folder=$(realpath "$1") seeds=$(seq -s ' ' 1 "${2:-1}")
 source "$(dirname "$0")/environment.sh"
+if [ ! -s "$folder/counts.pickle" ]; then
+    echo "error: $folder has no counts.pickle; first: bash scripts/proof.sh $folder" >&2
+    exit 2
+fi
 export DISTIL_LOG=$folder/short/log.txt
 mkdir -p "$folder/short"
 

@@ -91,7 +91,9 @@ def _loss_and_gradient(
     loss = torch.zeros((), dtype=torch.float64, device=s.device)
     at_once = max(1, map_entries // seq_length**2)
     for part in (slice(start, start + at_once) for start in range(0, len(s), at_once)):
-        unrelated = later if padding is None else padding[part] if later is None else padding[part] + later
+        unrelated = None if padding is None else padding[part]
+        if causal:
+            unrelated = later if unrelated is None else unrelated + later
         log_p, log_q = (_log_relations(x[part], unrelated) for x in (s, t))
         q = log_q.exp()
         log_q -= log_p
@@ -99,7 +101,7 @@ def _loss_and_gradient(
         p = log_p.exp_()
         p -= q
         torch.bmm(p, s[part], out=gradient[part]).baddbmm_(p.mT, s[part])
-    gradient *= s.shape[-1] ** -0.25 / n_heads
+    gradient *= s.shape[-1] ** -0.25 / n_heads  # s holds the other half of 1 / sqrt(d)
     return loss, gradient.view(bs, n_heads, seq_length, -1).transpose(1, 2).reshape(bs, seq_length, width)
 
 
