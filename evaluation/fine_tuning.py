@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import mse_loss
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -19,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from grouped_batch_sampler import GROUP_WIDTH
 from models.families import DROPOUT, FAMILIES, max_length
 from models.loading import load_weights, read_config, some
+from training import losses
 from utils import InputError, progress_bar
 
 
@@ -161,6 +163,31 @@ class FineTuner:
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+
+class TaughtTrainer(Trainer):
+    """(1 - alpha) x the loss of the task + alpha x that of following a teacher: T^2 KL(teacher || student) where there
+    are labels, the squared error where there are scores.
+
+    Args:
+        alpha, temperature: of these.
+
+    Each of the features has `t_logits`, the outputs of the teacher's head: (number of labels,) floats.
+    """
+
+    def __init__(self, *args, alpha: float, temperature: float, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha, self.temperature = alpha, temperature
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        t_logits = inputs["t_logits"]  # (bs, number of labels)
+        output = model(**{name: value for name, value in inputs.items() if name != "t_logits"})
+        if t_logits.shape[1] == 1:
+            following = mse_loss(output.logits.float(), t_logits)
+        else:
+            following = losses.distillation(output.logits, t_logits, self.temperature).mean()
+        loss = (1 - self.alpha) * output.loss + self.alpha * following
+        return (loss, output) if return_outputs else loss
 
 
 class _Progress(TrainerCallback):

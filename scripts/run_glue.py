@@ -8,6 +8,9 @@ From local files in GLUE's own layout (glue/CoLA/train.tsv, ...; IMDb as glue/IM
 or, without --data_dir, from the hub (`pip install datasets`). The first model is the one that the others are held
 against. Every score is appended to --output as soon as it is known; the same command continues after an interruption,
 and adds what more models, tasks or seeds ask for. --tasks none computes nothing and prints the table of what is there.
+
+With --distil and --save_models, the other models are also fine-tuned with the help of the first one, after it has
+learnt the task: a second step of distillation, whose scores are those of my_first_training-taught.
 """
 
 import argparse
@@ -25,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation import scores
-from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
+from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
 from training.checkpoint import atomic_folder
@@ -69,6 +72,21 @@ def make_parser() -> argparse.ArgumentParser:
         "--dropout", type=real(0, 1), default=Settings.dropout, help="whatever the models have (%(default)s)"
     )
     group.add_argument(
+        "--distil",
+        action="store_true",
+        help="also let the other models follow the first one, which --save_models keeps as fine-tuned on the same task "
+        "with the same seed",
+    )
+    group.add_argument(
+        "--alpha_ce",
+        type=real(0, 1),
+        default=0.5,
+        help="weight of following it; the labels have the rest (%(default)s)",
+    )
+    group.add_argument(
+        "--temperature", type=real(0, low_allowed=False), default=2.0, help="of both softmaxes then (%(default)s)"
+    )
+    group.add_argument(
         "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
     )
     group.add_argument(
@@ -84,10 +102,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def fine_tune_and_score(
-    name: str, tokenizer, task: Task, train: list[Example], dev: list[list[Example]], seed: int, args, device, dtype
-) -> dict[str, float]:
+    name: str, tokenizer, task: Task, train: list[Example], dev: list[list[Example]], seed: int, args, device, dtype,
+    teacher: Path | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """The metrics of the model `name` after fine-tuning, with the help of a fine-tuned teacher if there is one."""
     from transformers import AutoModelForSequenceClassification
 
+    title = taught(name) if teacher else Path(name).name
     utils.set_seed(seed)  # the head is drawn from this
     settings = settings_of(args)
     model = load_for(
@@ -98,12 +119,17 @@ def fine_tune_and_score(
     features = encode(tokenizer, model, [example.texts for example in train], length)
     for feature, example in zip(features, train, strict=True):
         feature["labels"] = make_label(example.label)
+    more = {}
+    if teacher:
+        for feature, logits in zip(features, outputs_of(teacher, train, length, args, device), strict=True):
+            feature["t_logits"] = logits
+        more = {"trainer_class": TaughtTrainer, "alpha": args.alpha_ce, "temperature": args.temperature}
     tuner = FineTuner(model, tokenizer, settings, seed, dtype, use_cpu=device.type == "cpu")
-    tuner.train(features, f"{Path(name).name}, {task.name}, seed {seed}")
+    tuner.train(features, f"{title}, {task.name}, seed {seed}", **more)
     sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
-        folder = kept_at(args, name, task.name, seed)
+        folder = kept_at(args, title, task.name, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
@@ -111,10 +137,25 @@ def fine_tune_and_score(
     return metrics
 
 
+def outputs_of(teacher: Path, examples: list[Example], length: int, args, device) -> list[list[float]]:
+    """What the head of a fine-tuned model says of each example."""
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = load_tokenizer(str(teacher))
+    model = load_for(AutoModelForSequenceClassification, str(teacher), tokenizer, head_required=True)
+    tuner = FineTuner(model, tokenizer, settings_of(args), 0, torch.float32, use_cpu=device.type == "cpu")
+    return tuner.predict(encode(tokenizer, model, [example.texts for example in examples], length)).tolist()
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(
         args.n_epoch, args.learning_rate, args.batch_size, args.warmup_prop, args.weight_decay, args.dropout
     )
+
+
+def taught(name: str) -> str:
+    """What a model is called when it has been fine-tuned with the help of another one."""
+    return f"{Path(name).name}-taught"
 
 
 def kept_at(args: argparse.Namespace, name: str, task: str, seed: int) -> Path:
@@ -149,6 +190,12 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
             for name in names:
                 row = models[name] | {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
                 yield row, partial(fine_tune_and_score, name, tokenizers[name], *of)
+            for name in names[1:] if args.distil else []:
+                row = models[name] | {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
+                row |= {"model": taught(name), "teacher": models[names[0]]["weights"]}
+                row |= {"alpha_ce": args.alpha_ce, "temperature": args.temperature}
+                teacher = kept_at(args, names[0], task.name, seed)
+                yield row, partial(fine_tune_and_score, name, tokenizers[name], *of, teacher=teacher)
 
 
 def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
@@ -161,6 +208,10 @@ def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
 def main(args: argparse.Namespace) -> None:
     utils.check_output_file(args.output, "--output")
     names = utils.distinct_names(args.models, "--models")
+    if args.distil:
+        if not args.save_models or len(names) < 2:
+            raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
+        names += [taught(name) for name in names[1:]]
     known = scores.read(args.output)
     device = init_world(args.n_gpu).device
     tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]

@@ -7,10 +7,10 @@ import pytest
 import run_glue
 import torch
 from glue_files import write_task
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, TrainingArguments
 from workspace import load_tokenizer, run
 
-from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
+from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import mean_hidden_states
 
@@ -109,6 +109,42 @@ def test_fine_tuned_models_can_be_kept(tmp_path, workspace, student, glue):
     assert classify("the cat sees the garden")[0]["label"] in ("LABEL_0", "LABEL_1")
 
 
+def test_a_student_is_taught_by_the_fine_tuned_teacher(tmp_path, workspace, student, glue, capsys):
+    output = tmp_path / "glue.jsonl"
+    flags = [*flags_of(workspace, student, glue, output), "--tasks", "CoLA", "STS-B", "--seeds", 1, "--n_epoch", 9]
+    flags += ["--save_models", tmp_path / "kept", "--distil", "--alpha_ce", 1]  # the labels alone count for nothing
+    run(run_glue, *flags)
+    rows = rows_in(output)
+    assert [(row["model"], row["task"]) for row in rows] == [
+        (model, task) for task in ("CoLA", "STS-B") for model in ("bert-base-uncased", "student", "student-taught")
+    ]
+    assert rows[2]["metrics"]["score"] > 70  # chance is 0
+    for row in rows[2::3]:
+        assert (row["alpha_ce"], row["teacher"], row["weights"]) == (1, rows[0]["weights"], rows[1]["weights"])
+    assert "| student-taught |" in capsys.readouterr().out
+    assert (tmp_path / "kept" / "student-taught-STS-B-1" / "model.safetensors").exists()
+    run(run_glue, *flags)
+    assert rows_in(output) == rows
+
+
+@pytest.mark.parametrize("n_labels", [3, 1])
+def test_the_loss_of_a_taught_model_is_that_of_the_definition(tmp_path, student, n_labels):
+    model = load_for(AutoModelForSequenceClassification, str(student), num_labels=n_labels).eval()
+    arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
+    trainer = TaughtTrainer(model, arguments, alpha=0.7, temperature=3.0)
+    ids, t_logits = torch.randint(8, 90, (4, 7)), torch.randn(4, n_labels)
+    labels = torch.tensor([0, 2, 1, 1]) if n_labels == 3 else torch.rand(4)
+    loss = trainer.compute_loss(model, {"input_ids": ids, "labels": labels, "t_logits": t_logits})
+    s_logits = model(ids).logits.double()
+    if n_labels == 3:
+        log_s, log_t = ((logits.double() / 3).log_softmax(1) for logits in (s_logits, t_logits))
+        following = 9 * (log_t.exp() * (log_t - log_s)).sum(1).mean()
+        of_task = -s_logits.log_softmax(1)[range(4), labels].mean()
+    else:
+        following, of_task = ((s_logits - of).square().mean() for of in (t_logits, labels[:, None]))
+    assert loss.item() == pytest.approx((0.3 * of_task + 0.7 * following).item(), rel=1e-4)
+
+
 def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glue):
     import torch
     from transformers import AutoModel
@@ -127,6 +163,7 @@ def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glu
     (["--tasks", "none"], "holds no scores of these models yet"),
     (["--tasks", "SST-2"], "SST-2/train.tsv does not exist"),
     (["--models", "a/x", "b/x"], "two of them have the same name"),
+    (["--distil"], "--distil needs --save_models"),
     (["--tasks", "RTE", "--tokenizer_name", "{more_tokens}"], "name its own with --tokenizer_name"),
 ])  # fmt: skip
 def test_what_can_not_be_is_told(tmp_path, workspace, student, glue, capsys, flags, message):
