@@ -59,7 +59,7 @@ python scripts/run_glue.py --models "$folder/teacher" "$folder/students/start" "
 ablation --rows all no_teacher random_init
 ablation --tasks CoLA RTE
 
-say "Beyond the recipe: KL at masked tokens only; hidden states only; both; and from chosen layers"
+say "Beyond the recipe: KL at masked tokens only; hidden states only; both; from chosen layers; without masked words"
 [ -s "$folder/chosen.pth" ] || python scripts/extract_for_distil.py --bert_model "$folder/teacher" --vocab_transform \
     --dump_checkpoint "$folder/chosen.pth" --choose_layers --data_file "$folder/students.start_teacher.pickle" \
     --tokenizer_name "$folder/start_teacher" --n_sequences 60 > "$folder/chosen.md"
@@ -72,10 +72,16 @@ student focused init "${focused[@]}"
 student encoder init --alpha_ce 0 --alpha_mlm 0 --alpha_cos 1 --alpha_relation 1
 student blend init "${focused[@]}" "${blend[@]}"
 student chosen_blend chosen "${focused[@]}" "${blend[@]}"
+student chosen_blend_no_mlm chosen "${focused[@]}" "${blend[@]}" --alpha_mlm 0
 student chosen chosen
 student both chosen --alpha_relation 1
-python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{all,focused,encoder,blend,chosen_blend,relation,chosen,both} \
+python scripts/run_glue.py --models "$folder/teacher" \
+    "$folder"/students/{all,focused,encoder,blend,chosen_blend,chosen_blend_no_mlm,relation,chosen,both} \
     "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
+
+say "The last of these on tasks again, with the help of the fine-tuned teacher"
+python scripts/run_glue.py --models "$folder/teacher" "$folder/students/chosen_blend_no_mlm" "${tasks[@]}" --distil \
+    --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > "$folder/taught.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
 squad() {

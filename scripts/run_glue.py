@@ -207,11 +207,10 @@ def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     utils.check_output_file(args.output, "--output")
-    names = utils.distinct_names(args.models, "--models")
-    if args.distil:
-        if not args.save_models or len(names) < 2:
-            raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
-        names += [taught(name) for name in names[1:]]
+    if args.distil and not (args.save_models and args.models[1:]):
+        raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
+    students = args.models[1:] if args.distil else []
+    names = utils.distinct_names([*args.models, *map(taught, students)], "--models")
     known = scores.read(args.output)
     device = init_world(args.n_gpu).device
     tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]
