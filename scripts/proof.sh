@@ -55,7 +55,7 @@ python train.py --dump_path "$folder/students/start" --resume --teacher_name "$f
     --token_counts "$folder/counts.pickle" --n_epoch 1 --tokens_per_batch 2048 --gradient_accumulation_steps 1 \
     --learning_rate 1e-12 --from_pretrained_weights "$folder/init.pth" --from_pretrained_config "$folder/init.json"
 python scripts/run_glue.py --models "$folder/teacher" "$folder/students/start" "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE \
-    --output "$folder/students/glue.jsonl"
+    --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned"
 ablation --rows all no_teacher random_init
 ablation --tasks CoLA RTE
 
@@ -75,13 +75,12 @@ student chosen_blend chosen "${focused[@]}" "${blend[@]}"
 student chosen_blend_no_mlm chosen "${focused[@]}" "${blend[@]}" --alpha_mlm 0
 student chosen chosen
 student both chosen --alpha_relation 1
+# One of them also with the help of the fine-tuned teacher.
+python scripts/run_glue.py --models "$folder/teacher" "$folder/students/chosen_blend_no_mlm" "${tasks[@]}" --distil \
+    --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > "$folder/taught.md"
 python scripts/run_glue.py --models "$folder/teacher" \
     "$folder"/students/{all,focused,encoder,blend,chosen_blend,chosen_blend_no_mlm,relation,chosen,both} \
     "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
-
-say "The last of these on tasks again, with the help of the fine-tuned teacher"
-python scripts/run_glue.py --models "$folder/teacher" "$folder/students/chosen_blend_no_mlm" "${tasks[@]}" --distil \
-    --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > "$folder/taught.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
 squad() {

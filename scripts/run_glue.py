@@ -187,14 +187,15 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
         for task in tasks:
             train, dev = data[task.name]
             of = (task, train[: args.max_train_examples], dev, seed, args, device, dtype)
+            run = {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
             for name in names:
-                row = models[name] | {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
-                yield row, partial(fine_tune_and_score, name, tokenizers[name], *of)
-            for name in names[1:] if args.distil else []:
-                row = models[name] | {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
-                row |= {"model": taught(name), "teacher": models[names[0]]["weights"]}
-                row |= {"alpha_ce": args.alpha_ce, "temperature": args.temperature}
-                teacher = kept_at(args, names[0], task.name, seed)
+                yield models[name] | run, partial(fine_tune_and_score, name, tokenizers[name], *of)
+            if not args.distil:
+                continue
+            teacher = kept_at(args, names[0], task.name, seed)
+            run |= {"teacher": models[names[0]]["weights"], "alpha_ce": args.alpha_ce, "temperature": args.temperature}
+            for name in names[1:]:
+                row = models[name] | run | {"model": taught(name)}
                 yield row, partial(fine_tune_and_score, name, tokenizers[name], *of, teacher=teacher)
 
 
