@@ -130,6 +130,13 @@ def path(text: str) -> str:
     return text
 
 
+def check_needed(args: argparse.Namespace, parser: argparse.ArgumentParser, needed: str, *names: str) -> None:
+    """Raises InputError if a flag of these was given a value, but the one that it has no effect without was not."""
+    for name in names:
+        if getattr(args, name) != parser.get_default(name) and not getattr(args, needed):
+            raise InputError(f"--{name} has no effect without --{needed}: give that too, or leave it out.")
+
+
 def _shortened(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 

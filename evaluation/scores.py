@@ -16,7 +16,7 @@ from utils import InputError, markdown_table
 RESULT = ("metrics", "seconds", "versions")
 
 
-def read(path: str) -> list[dict]:
+def read(path: str | Path) -> list[dict]:
     """The rows of the file, if it is there; a last line that a kill cut short is left out.
 
     Raises: InputError if it is no such file.
@@ -33,7 +33,7 @@ def read(path: str) -> list[dict]:
     return rows
 
 
-def append(path: str, row: dict) -> None:
+def append(path: str | Path, row: dict) -> None:
     """Adds a row as a line of its own, on the disk when this returns."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     kept = Path(path).read_bytes() if Path(path).exists() else b""

@@ -38,6 +38,7 @@ from utils import InputError, integer, logger, path, real
 
 HIDDEN_STATES = "STS-B, hidden states"  # the task of --hidden_states
 NONE = "none"
+SCORE = "score.jsonl"  # beside a fine-tuned model that is kept: its row
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,13 +103,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def fine_tune_and_score(
-    name: str, tokenizer, task: Task, train: list[Example], dev: list[list[Example]], seed: int, args, device, dtype,
+    name: str, tokenizer, row: dict, train: list[Example], dev: list[list[Example]], args, device, dtype,
     teacher: Path | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """The metrics of the model `name` after fine-tuning, with the help of a fine-tuned teacher if there is one."""
+    """The metrics that belong into a row: those of the model `name` after fine-tuning.
+
+    Args:
+        teacher: folder of a fine-tuned model that helps.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    title = taught(name) if teacher else Path(name).name
+    task, seed = TASKS[row["task"]], row["seed"]
     utils.set_seed(seed)  # the head is drawn from this
     settings = settings_of(args)
     model = load_for(
@@ -125,15 +130,16 @@ def fine_tune_and_score(
             feature["t_logits"] = logits
         more = {"trainer_class": TaughtTrainer, "alpha": args.alpha_ce, "temperature": args.temperature}
     tuner = FineTuner(model, tokenizer, settings, seed, dtype, use_cpu=device.type == "cpu")
-    tuner.train(features, f"{title}, {task.name}, seed {seed}", **more)
+    tuner.train(features, f"{row['model']}, {task.name}, seed {seed}", **more)
     sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
-        folder = kept_at(args, title, task.name, seed)
+        folder = kept_at(args, row["model"], task.name, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            scores.append(temporary / SCORE, row | {"metrics": metrics})
     return metrics
 
 
@@ -186,28 +192,33 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
     for seed in dict.fromkeys(args.seeds):
         for task in tasks:
             train, dev = data[task.name]
-            of = (task, train[: args.max_train_examples], dev, seed, args, device, dtype)
+            of = (train[: args.max_train_examples], dev, args, device, dtype)
             run = {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
             for name in names:
-                yield models[name] | run, partial(fine_tune_and_score, name, tokenizers[name], *of)
+                row = models[name] | run
+                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *of)
             if not args.distil:
                 continue
             teacher = kept_at(args, names[0], task.name, seed)
             run |= {"teacher": models[names[0]]["weights"], "alpha_ce": args.alpha_ce, "temperature": args.temperature}
             for name in names[1:]:
                 row = models[name] | run | {"model": taught(name)}
-                yield row, partial(fine_tune_and_score, name, tokenizers[name], *of, teacher=teacher)
+                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *of, teacher=teacher)
 
 
 def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
     """Whether the score is known and, if fine-tuned models are to be kept, this one is."""
-    kept = not args.save_models or row["seed"] is None or kept_at(args, row["model"], row["task"], row["seed"]).is_dir()
-    return kept and scores.find(known, row) is not None
+    if args.save_models and row["seed"] is not None:
+        kept = scores.read(kept_at(args, row["model"], row["task"], row["seed"]) / SCORE)
+        if scores.find(kept, row) is None:
+            return False
+    return scores.find(known, row) is not None
 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     utils.check_output_file(args.output, "--output")
+    utils.check_needed(args, make_parser(), "distil", "alpha_ce", "temperature")
     if args.distil and not (args.save_models and args.models[1:]):
         raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
     students = args.models[1:] if args.distil else []

@@ -129,6 +129,9 @@ class DistillationTrainer(Trainer):
 
 
 def check_flags(args: argparse.Namespace, tokenizer) -> None:
+    utils.check_needed(
+        args, make_parser(), "teacher_name_or_path", "teacher_type", "alpha_ce", "alpha_squad", "temperature"
+    )
     if not args.train_file and not args.predict_file:
         raise InputError("give --train_file to train, --predict_file to score, or both.")
     utils.check_output_folder(args.output_dir, "--output_dir")

@@ -109,6 +109,20 @@ def test_fine_tuned_models_can_be_kept(tmp_path, workspace, student, glue):
     assert classify("the cat sees the garden")[0]["label"] in ("LABEL_0", "LABEL_1")
 
 
+def test_a_model_that_was_kept_under_other_settings_is_not_taken(tmp_path, workspace, student, glue):
+    flags = [*flags_of(workspace, student, glue, tmp_path / "glue.jsonl"), "--tasks", "CoLA", "--seeds", 1]
+    kept = ["--save_models", tmp_path / "kept", "--n_epoch"]
+    run(run_glue, *flags, *kept, 1)
+    run(run_glue, *flags, "--n_epoch", 2)
+    run(run_glue, *flags, *kept, 2)  # the scores are known, the models are others
+    for name in ("bert-base-uncased", "student"):
+        (row,) = rows_in(tmp_path / "kept" / f"{name}-CoLA-1" / run_glue.SCORE)
+        assert (row["model"], row["n_epoch"]) == (name, 2)
+    files = [path.stat().st_mtime_ns for path in tmp_path.glob("kept/*/*")]
+    run(run_glue, *flags, *kept, 2)
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("kept/*/*")] == files
+
+
 def test_a_student_is_taught_by_the_fine_tuned_teacher(tmp_path, workspace, student, glue, capsys):
     output = tmp_path / "glue.jsonl"
     flags = [*flags_of(workspace, student, glue, output), "--tasks", "CoLA", "STS-B", "--seeds", 1, "--n_epoch", 9]
@@ -164,6 +178,7 @@ def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glu
     (["--tasks", "SST-2"], "SST-2/train.tsv does not exist"),
     (["--models", "a/x", "b/x"], "two of them have the same name"),
     (["--distil"], "--distil needs --save_models"),
+    (["--alpha_ce", "0.9"], "--alpha_ce has no effect without --distil"),
     (["--tasks", "RTE", "--tokenizer_name", "{more_tokens}"], "name its own with --tokenizer_name"),
 ])  # fmt: skip
 def test_what_can_not_be_is_told(tmp_path, workspace, student, glue, capsys, flags, message):

@@ -121,6 +121,7 @@ def test_a_model_that_was_not_fine_tuned_neither_answers_nor_teaches(tmp_path, w
 
 @pytest.mark.parametrize("flags, message", [
     ([], "give --train_file to train"),
+    (["--predict_file", "{dev}", "--temperature", 3], "--temperature has no effect without --teacher_name_or_path"),
     (["--predict_file", "{dev}", "--doc_stride", 30], "but the windows begin --doc_stride 30 apart"),
     (["--predict_file", "{dev}", "--max_seq_length", 80], "takes 64 tokens"),
     (["--predict_file", "{dev}", "--teacher_name_or_path", "{teacher}"], "teaches: give --train_file too"),

@@ -293,9 +293,7 @@ def sanity_checks(args: argparse.Namespace) -> None:
         raise InputError(f"--word_mask, --word_keep and --word_rand must add up to 1, not to {total:g}.")
     if args.force and args.resume:
         raise InputError("--force starts over and --resume continues: give one of them.")
-    of_relations = [f"--{name}" for name in ("relation_layer", "relation_heads") if getattr(args, name) is not None]
-    if of_relations and not args.alpha_relation:
-        raise InputError(f"{of_relations[0]} has no effect without --alpha_relation: give that too, for example 1.")
+    utils.check_needed(args, make_parser(""), "alpha_relation", "relation_layer", "relation_heads")
     if args.tokens_per_batch and not args.group_by_size:
         raise InputError("--tokens_per_batch needs sequences grouped by length: leave out --no-group_by_size.")
     given = [f"--{name}" for name in ARCHITECTURE if getattr(args, name) is not None]
