@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -423,10 +424,34 @@ def new_folder_mode() -> int:
 
 
 @contextlib.contextmanager
+def naming_write_errors(path: str | Path) -> Iterator[None]:
+    """Around the writing of a library: its error for a full disk or the like becomes an OSError that names the path.
+
+    PyTorch raises a RuntimeError with the OSError behind it, and libraries written in Rust (safetensors, tokenizers) an
+    error of their own, which says "os error 28".
+    """
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError):
+            found = error
+        elif type(error) is RuntimeError and isinstance(error.__context__, OSError):
+            found = error.__context__
+        elif number:
+            found = OSError(int(number[1]), os.strerror(int(number[1])))
+        else:
+            raise
+        if found.filename is None:
+            found.filename = str(path)
+        raise found from None
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator:
     """A file that appears under its name whole or not at all: temporary file beside it, fsync, rename.
 
-    Raises: OSError as `open` and `write` do; the file that stood under the name before is then untouched.
+    Raises: OSError with the path; the file that stood under the name before is then untouched.
     """
     path = Path(path)
     try:
@@ -436,17 +461,15 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator:
         error.filename = str(path)  # what the user knows
         raise
     try:
-        with os.fdopen(handle, mode) as file:
+        with naming_write_errors(path), os.fdopen(handle, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, new_file_mode())  # mkstemp makes it private
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
         raise
     fsync_folder(path.parent)
 

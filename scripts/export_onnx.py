@@ -12,9 +12,7 @@ Needs `pip install onnx onnxscript onnxruntime`.
 import argparse
 import contextlib
 import logging
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ import utils
 from corpus.tokenization import load_tokenizer
 from evaluation.fine_tuning import load_for, longest, taken_by
 from models.loading import load_config
+from training.checkpoint import replacing_files
 from utils import InputError, logger, path
 
 FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
@@ -104,9 +103,8 @@ def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
     names = ["start_logits", "end_logits"] if isinstance(outputs, tuple) else [
         "logits" if hasattr(model(**batch), "logits") else "last_hidden_state"
     ]  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary, _quietly():
-        plain, quantized = Path(temporary) / FLOAT32, Path(temporary) / INT8
+    with replacing_files(folder) as temporary, _quietly():
+        plain = temporary / FLOAT32
         torch.onnx.export(
             module,
             tuple(batch.values()),
@@ -118,10 +116,7 @@ def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
             external_data=False,
             verbose=False,
         )
-        quantize(plain, quantized)
-        for file in (plain, quantized):
-            os.chmod(file, utils.new_file_mode())
-            os.replace(file, folder / file.name)
+        quantize(plain, temporary / INT8)
 
 
 def quantize(plain: Path, quantized: Path) -> None:

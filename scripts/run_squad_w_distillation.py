@@ -33,6 +33,7 @@ from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
 from models.families import FAMILIES, max_length
 from training import losses
+from training.checkpoint import replacing_files
 from training.distributed import add_precision_flags, choose_dtype, init_world
 from utils import InputError, integer, logger, path, real
 
@@ -221,8 +222,9 @@ def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir)
     if to_train:
         train(args, to_train, tuner, tokenizer, device)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with replacing_files(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
     if to_answer:
         metrics, answers = predict(args, to_answer, tuner, tokenizer)
         folder.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,8 @@ def main(args: argparse.Namespace) -> None:
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast
 
+    from training.checkpoint import replacing_files
+
     trainer = BertWordPieceTokenizer(lowercase=not args.cased)
     bars = sys.stderr.isatty() and not utils.LOG_FILE
     try:
@@ -46,7 +48,8 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = BertTokenizerFast(
         vocab=trainer.get_vocab(), do_lower_case=not args.cased, model_max_length=args.max_length
     )
-    tokenizer.save_pretrained(args.output)
+    with replacing_files(Path(args.output)) as temporary:
+        tokenizer.save_pretrained(temporary)
     logger.info("%s: %s entries", args.output, f"{len(tokenizer):,}")
 
 

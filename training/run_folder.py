@@ -17,16 +17,14 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from training import model_card
-from training.checkpoint import atomic_folder, load_newest, old_folder, save_checkpoint, steps_of
+from training.checkpoint import atomic_folder, load_newest, old_folder, replacing_files, save_checkpoint, steps_of
 from training.metrics_files import METRICS, MetricsFiles
 from utils import (
     InputError,
@@ -34,7 +32,6 @@ from utils import (
     atomic_write,
     check_output_folder,
     logger,
-    new_file_mode,
     reason_of,
     write_json,
 )
@@ -42,7 +39,6 @@ from utils import (
 CHECKPOINTS, BEST = "checkpoints", "best"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 UNFINISHED = ".*.tmp"
-WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save hides an OSError in a RuntimeError
 OUTPUT_FILES = (  # --force removes these and nothing else
     PARAMETERS, METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
     "log/train/events.out.*", "README.md", "config.json", "generation_config.json", "model.safetensors",
@@ -121,7 +117,8 @@ class RunFolder:
         try:
             for name in names:
                 self._save_tensors(name, state["student"])
-            self._save_pretrained(model)
+            with replacing_files(self.path) as temporary:
+                model.save_pretrained(temporary)
             card = model_card.make_card(
                 self.path.resolve().name, model, self.parameters, read_metrics(self.path / METRICS)
             )
@@ -129,7 +126,7 @@ class RunFolder:
                 file.write(str(card))
             self.metrics.sync()
             save_checkpoint(self.path / CHECKPOINTS, state, self.keep_checkpoints)
-        except WRITE_ERRORS as error:
+        except OSError as error:
             raise RunError(
                 f"the checkpoint of step {state['step']} could not be written to {self.path} ({reason_of(error)}); the "
                 f"one before it is kept: make room, and continue with --resume."
@@ -142,7 +139,7 @@ class RunFolder:
             with atomic_folder(best) as temporary:
                 model.save_pretrained(temporary)
                 self._save_beside_model(temporary)
-        except WRITE_ERRORS as error:
+        except OSError as error:
             raise RunError(f"{best} could not be written ({reason_of(error)}); make room, and use --resume.") from None
 
     def _save_beside_model(self, folder: Path) -> None:
@@ -154,13 +151,6 @@ class RunFolder:
     def _save_tensors(self, name: str, value: dict) -> None:
         with atomic_write(self.path / name) as file:
             torch.save(value, file)
-
-    def _save_pretrained(self, model: PreTrainedModel) -> None:
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=self.path) as temporary:
-            model.save_pretrained(temporary)
-            for name in os.listdir(temporary):
-                os.chmod(Path(temporary) / name, new_file_mode())  # safetensors makes it private
-                os.replace(Path(temporary) / name, self.path / name)
 
     def close(self) -> None:
         self.metrics.close()
