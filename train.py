@@ -21,7 +21,7 @@ import torch
 from transformers import PretrainedConfig
 
 import utils
-from corpus.files import TokenCorpus, open_corpus
+from corpus.files import TokenCorpus, expand_globs, open_corpus
 from corpus.overlap import load_overlap
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import describe_tokenizer
@@ -51,7 +51,7 @@ def inputs_of(args: argparse.Namespace) -> list[str]:
     """The files and folders that this run reads."""
     names = (args.token_counts, args.leave_out, args.teacher_name, args.tokenizer_name, args.student_config,
              args.student_pretrained_weights)  # fmt: skip
-    texts = utils.expand_globs([*args.data_file, *(args.valid_data_file or ())])
+    texts = expand_globs([*args.data_file, *(args.valid_data_file or ())])
     return [*texts, *(name for name in names if name)]
 
 

@@ -6,7 +6,6 @@ Imports no other file of the project.
 import argparse
 import contextlib
 import functools
-import glob
 import json
 import logging
 import math
@@ -18,7 +17,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -481,24 +479,6 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def expand_globs(names: list[str]) -> list[str]:
-    """The paths that paths and globs name, in order.
-
-    Raises: InputError if a glob matches nothing, or a file comes twice. Whether a path exists is for the caller to see.
-    """
-    paths: list[str] = []
-    for name in map(str, names):
-        is_path = os.path.exists(name) or not glob.has_magic(name)
-        matches = [name] if is_path else sorted(glob.glob(name, recursive=True))
-        if not matches:
-            raise InputError(f"no file matches {name}.")
-        paths += matches
-    twice = [path for path, n in Counter(map(os.path.realpath, paths)).items() if n > 1]
-    if twice:
-        raise InputError(f"{twice[0]} is given twice.")
-    return paths
 
 
 def write_json(path: str | Path, value: object) -> None:

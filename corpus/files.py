@@ -1,14 +1,17 @@
 """One corpus out of one or several binarized files, which are checked to be of one kind, and of the run's tokenizer."""
 
+import glob
+import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
 from corpus.tokenization import describe_tokenizer
 from dataset import TokenFile, TokensInMemory, TokensOnDisk, open_token_file
-from utils import InputError, expand_globs, logger
+from utils import InputError, logger
 
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.pickle")
 
@@ -16,6 +19,24 @@ SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.pickle")
 def shard_name(path: str, shard_id: int, num_shards: int) -> str:
     """`text.pickle` -> `text-00001-of-00004.pickle`, as the hub names parts of a data set."""
     return f"{path.removesuffix('.pickle')}-{shard_id:05d}-of-{num_shards:05d}.pickle"
+
+
+def expand_globs(names: list[str]) -> list[str]:
+    """The paths that paths and globs name, in order.
+
+    Raises: InputError if a glob matches nothing, or a file comes twice. Whether a path exists is for the caller to see.
+    """
+    paths: list[str] = []
+    for name in map(str, names):
+        is_path = os.path.exists(name) or not glob.has_magic(name)
+        matches = [name] if is_path else sorted(glob.glob(name, recursive=True))
+        if not matches:
+            raise InputError(f"no file matches {name}.")
+        paths += matches
+    twice = [path for path, n in Counter(map(os.path.realpath, paths)).items() if n > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice.")
+    return paths
 
 
 class TokenCorpus:

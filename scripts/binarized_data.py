@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus.files import shard_name
+from corpus.files import expand_globs, shard_name
 from corpus.parallel import n_cores
 from corpus.text_reader import STDIN, Block, TextReader, spans_of
 from corpus.token_writer import TokenFileWriter, is_unfinished, write_token_file
@@ -97,7 +97,7 @@ def files_of(names: list[str]) -> list[str]:
         if len(names) > 1:
             raise InputError("--file_path - (standard input) can't be mixed with files.")
         return names
-    names = utils.expand_globs(names)
+    names = expand_globs(names)
     for name in names:
         utils.check_input_file(name, "--file_path", "scripts/make_dump.py makes a text from what you have")
     return names

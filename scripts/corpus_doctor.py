@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus.files import TokenCorpus, open_corpus
+from corpus.files import TokenCorpus, expand_globs, open_corpus
 from corpus.overlap import NGRAM, find_overlaps, write_overlap
 from corpus.statistics import CorpusStatistics, survey
 from corpus.token_counts import load_token_counts
@@ -223,7 +223,7 @@ def report_examples(
 
 
 def report_overlap(report: Report, corpus: TokenCorpus, tokenizer, args) -> None:
-    overlap = find_overlaps(corpus, tokenizer, utils.expand_globs(args.against), args.ngram)
+    overlap = find_overlaps(corpus, tokenizer, expand_globs(args.against), args.ngram)
     n = len(overlap.sequences)
     report.section(f"Runs of {args.ngram} words that also stand in evaluation sets")
     for file in overlap.files:

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus.files import TokenCorpus, open_corpus
+from corpus.files import TokenCorpus, expand_globs, open_corpus
 from corpus.token_writer import write_token_file
 from corpus.tokenization import boundary_ids, describe_tokenizer, has_boundaries, load_tokenizer
 from utils import InputError, logger, path
@@ -51,7 +51,7 @@ def check_boundaries(corpus: TokenCorpus, first: int, offsets: np.ndarray, ids: 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    paths = utils.expand_globs(args.data_file)
+    paths = expand_globs(args.data_file)
     if any(os.path.realpath(name) == os.path.realpath(args.dump_file) for name in paths):
         raise InputError(f"--dump_file {args.dump_file} is also a --data_file; give it another name.")
     utils.check_output_file(args.dump_file, "--dump_file")
