@@ -19,7 +19,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from corpus.tokenization import load_tokenizer
 from evaluation.fine_tuning import load_for, longest, taken_by
-from utils import InputError, check_input_file
+from utils import InputError, check_input_file, logger
 
 MAX_SEQ_LENGTH, DOC_STRIDE, MAX_QUERY_LENGTH = 384, 128, 64  # tokens
 N_BEST, MAX_ANSWER_LENGTH = 20, 30  # answers; tokens
@@ -82,6 +82,20 @@ def read_questions(path: str, flag: str) -> list[Question]:
             f"{flag} {path}: question {unanswered[0]} has no answer; SQuAD 1.1 has one for each, 2.0 is not supported."
         )
     return questions
+
+
+def learnable(questions: list[Question], path: str) -> list[Question]:
+    """The questions whose (first) answer stands where the file says; of the others a warning tells how many there are.
+
+    Raises: InputError if that is none.
+    """
+    right = [q for q in questions for text, first in q.answers[:1] if text and q.context.startswith(text, first)]
+    if not right:
+        raise InputError(f"{path}: no answer stands at its answer_start, a number of characters, in its context.")
+    if n_wrong := len(questions) - len(right):
+        logger.warning("%s: %d of %d answers are not where answer_start says, and are left out of training",
+                       path, n_wrong, len(questions))  # fmt: skip
+    return right
 
 
 # -------------------------------------------------------------------------------------------------------------- windows

@@ -98,7 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=path, default="serialization_dir/glue.jsonl", help="a score a line (%(default)s)"
     )
-    parser.add_argument("--save_models", type=path, help="folder to keep the fine-tuned models in, each with its scores")
+    parser.add_argument(
+        "--save_models", type=path, help="folder to keep the fine-tuned models in, each with its scores"
+    )
     return parser
 
 

@@ -205,7 +205,9 @@ def main(args: argparse.Namespace) -> None:
     start = time.monotonic()
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name_or_path)
     check_flags(args, tokenizer)
-    to_train = squad.read_questions(args.train_file, "--train_file") if args.train_file else []
+    to_train = []
+    if args.train_file:
+        to_train = squad.learnable(squad.read_questions(args.train_file, "--train_file"), args.train_file)
     to_answer = squad.read_questions(args.predict_file, "--predict_file") if args.predict_file else []
     device = init_world(args.n_gpu).device
     dtype = choose_dtype(args, device)

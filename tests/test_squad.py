@@ -53,6 +53,14 @@ def test_metrics_are_means_over_the_questions():
     assert metrics == {"exact_match": pytest.approx(100 / 3), "f1": pytest.approx((100 + 0 + 200 / 3) / 3)}
 
 
+def test_answers_that_are_not_where_they_should_be_are_left_out(caplog):
+    right, shifted, empty = about("garden"), Question("2", "?", CONTEXT, (("garden", 3),)), about("")
+    assert squad.learnable([shifted, right, empty], "train.json") == [right]
+    assert "train.json: 2 of 3 answers are not where answer_start says" in caplog.text
+    with pytest.raises(InputError, match="no answer stands at its answer_start"):
+        squad.learnable([shifted], "train.json")
+
+
 def test_windows_begin_a_stride_apart_and_cover_the_context(tokenizer):
     windows = squad.make_windows([about("garden")], tokenizer, max_seq_length=40, doc_stride=11, max_query_length=8)
     firsts = []
