@@ -4,7 +4,8 @@
         --dump_checkpoint serialization_dir/init.pth --vocab_transform
 
 writes init.pth, for train.py --from_pretrained_weights, and beside it init.json, the student's shape, for
---from_pretrained_config where that is not half the teacher's depth.
+--from_pretrained_config where that is not half the teacher's depth. With --save_model FOLDER the student is also
+written as it is, for scripts that score models, to see later what its training was worth.
 
 Of twelve layers 0 2 4 7 9 11 are taken, of another number every second, evenly spread. With --choose_layers and a
 binarized text several lists are tried out on it before, without any training, and the best is taken:
@@ -31,9 +32,10 @@ from corpus.files import open_corpus
 from corpus.tokenization import load_tokenizer
 from evaluation import held_out
 from evaluation.layer_choice import Trial, n_trials, one_by_one, usual_lists
-from models.families import FAMILIES, family_of, max_length
+from models.families import FAMILIES, LanguageModel, family_of, max_length
 from models.loading import load_with_or_without_head
 from models.student import build_student, extract, usual_layers
+from training.checkpoint import atomic_folder
 from training.distributed import add_precision_flags, choose_dtype, init_world
 from utils import InputError, integer, logger, path
 
@@ -55,6 +57,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--vocab_transform", action="store_true", help="take the layer before the vocabulary projection too (advised)"
     )
     parser.add_argument("--layers", type=integer(0, 1000), nargs="+", help="which layers, counted from 0, lowest first")
+    parser.add_argument(
+        "--save_model",
+        type=path,
+        help="new folder for the student as a whole model, not trained yet, as from_pretrained reads it",
+    )
+    parser.add_argument("--tokenizer_name", type=path, help="for --save_model and --data_file (default: the teacher's)")
     parser.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
 
     group = parser.add_argument_group("choice of layers")
@@ -71,7 +79,6 @@ def make_parser() -> argparse.ArgumentParser:
         default=100,
         help="how many of the text's sequences, evenly spread; the more, the surer and the slower (%(default)s)",
     )
-    group.add_argument("--tokenizer_name", type=path, help="of the text (default: the teacher's)")
     add_precision_flags(group)
     group.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
     return parser
@@ -79,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_flags(args: argparse.Namespace) -> None:
     if not args.choose_layers:
-        for flag in ("data_file", "n_layers", "tokenizer_name"):
+        for flag in ("data_file", "n_layers"):
             if getattr(args, flag) is not None:
                 raise InputError(f"--{flag} is for --choose_layers; without it give --layers, or nothing.")
         return
@@ -89,12 +96,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError("--choose_layers needs text to try the layers on: give it with --data_file.")
 
 
-def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel) -> list[int]:
+def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel, tokenizer) -> list[int]:
     """Prints a table of the lists tried, best first, and returns the best."""
     depth, n = teacher.config.num_hidden_layers, args.n_layers or len(usual_layers(teacher.config))
     if n >= depth:
         raise InputError(f"--n_layers {n}: the teacher has {depth}; choose fewer.")
-    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name)
     text = open_corpus(args.data_file, tokenizer)
     text.verify()
     causal, length = family_of(teacher.config).causal, max_length(teacher.config)
@@ -135,12 +141,20 @@ def main(args: argparse.Namespace) -> None:
     utils.check_output_file(shape, "--dump_checkpoint, the student's shape beside it:")
     if shape == target:
         raise InputError(f"--dump_checkpoint {target}: that is the name of the shape beside the weights; give a .pth.")
+    if args.save_model:
+        utils.check_output_folder(args.save_model, "--save_model")
+        if Path(args.save_model).exists():
+            raise InputError(f"--save_model {args.save_model} exists; give a new folder, or remove this one first.")
+    needs_tokenizer = args.save_model or args.choose_layers
+    tokenizer = load_tokenizer(args.tokenizer_name or args.model_name) if needs_tokenizer else None
     teacher, without_head = load_with_or_without_head(args.model_name, "teacher")
     if without_head and args.choose_layers:
         raise InputError(f"--choose_layers lets layers guess words, but {args.model_name} has no language-model head.")
     if args.model_type and teacher.config.model_type != args.model_type:
         raise InputError(f"--model_type {args.model_type}: {args.model_name} is a {teacher.config.model_type}.")
-    layers = choose_layers(args, teacher) if args.choose_layers else args.layers or usual_layers(teacher.config)
+    layers = (
+        choose_layers(args, teacher, tokenizer) if args.choose_layers else args.layers or usual_layers(teacher.config)
+    )
     config, state = extract(teacher, layers, args.vocab_transform, args.student_type)
     if without_head:
         logger.info("%s has no language-model head: the encoder alone is taken", args.model_name)
@@ -155,12 +169,19 @@ def main(args: argparse.Namespace) -> None:
             logger.info("without --vocab_transform the layer before the vocabulary projection starts at random")
     with utils.atomic_write(target) as file:
         torch.save(state, file)
-    build_student(config, str(target))  # reads it back and checks that every tensor fits
+    student = build_student(config, str(target))  # reads it back and checks that every tensor fits
+    student = LanguageModel(student).encoder if without_head else student
     utils.write_json(shape, {**config.to_diff_dict(), "model_type": config.model_type})
     logger.info(
         "%s: %.1f M parameters; train.py --from_pretrained_weights %s --from_pretrained_config %s",
-        target, sum(value.numel() for value in state.values()) / 1e6, target, shape,
+        target, student.num_parameters() / 1e6, target, shape,
     )  # fmt: skip
+    if args.save_model:
+        Path(args.save_model).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(Path(args.save_model)) as folder:
+            student.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        logger.info("%s: the same for from_pretrained", args.save_model)
 
 
 if __name__ == "__main__":

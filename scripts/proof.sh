@@ -38,7 +38,8 @@ python train.py --dump_path "$folder/teacher" --resume --student_type bert --stu
     --leave_out "$folder/teachers.overlap.json" "${common[@]}" --alpha_ce 0 --alpha_cos 0 --alpha_mlm 1 \
     --mlm_mask_prop 0.3 --learning_rate 4e-4 --max_grad_norm 1 --eval_interval 200 \
     --tokens_per_batch 2048 --tokens_per_micro_batch 2048
-python scripts/extract_for_distil.py --bert_model "$folder/teacher" --dump_checkpoint "$folder/init.pth" --vocab_transform
+[ -d "$folder/students/start" ] || python scripts/extract_for_distil.py --bert_model "$folder/teacher" \
+    --vocab_transform --dump_checkpoint "$folder/init.pth" --save_model "$folder/students/start"
 
 say "Students: with all parts of the method, and without one at a time; then their scores on four tasks"
 students=(--teacher_name "$folder/teacher" --tokenizer_name "$folder/start_teacher"
@@ -49,11 +50,6 @@ ablation() {
     python scripts/ablation.py --output_dir "$folder/students" "${tasks[@]}" "$@" -- "${students[@]}" \
         --from_pretrained_weights "$folder/init.pth" --from_pretrained_config "$folder/init.json"
 }
-# The start itself, for comparison: at such a rate, what train.py leaves is what it began with.
-python train.py --dump_path "$folder/students/start" --resume --teacher_name "$folder/teacher" \
-    --tokenizer_name "$folder/start_teacher" --data_file "$folder/held_out.start_teacher.pickle" --valid_share 0 \
-    --token_counts "$folder/counts.pickle" --n_epoch 1 --tokens_per_batch 2048 --gradient_accumulation_steps 1 \
-    --learning_rate 1e-12 --from_pretrained_weights "$folder/init.pth" --from_pretrained_config "$folder/init.json"
 python scripts/run_glue.py --models "$folder/teacher" "$folder/students/start" "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE \
     --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned"
 ablation --rows all no_teacher random_init

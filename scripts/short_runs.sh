@@ -17,15 +17,16 @@ export DISTIL_LOG=$folder/short/log.txt
 mkdir -p "$folder/short"
 
 say "Text and start"
-for every in 60 36 5000; do # the second is 1.65 times as long as the first; the last is for the start alone
+for every in 60 36; do # the second is 1.65 times as long as the first
     awk -v every=$every 'NR % every == 1' "$folder/text.txt" > "$folder/short/every_$every.txt"
     python scripts/binarized_data.py --file_path "$folder/short/every_$every.txt" --bert_tokenizer "$folder/start_teacher" \
         --dump_file "$folder/short/every_$every"
 done
 init=$folder/short/init
-[ -s "$init.pth" ] || python scripts/extract_for_distil.py --bert_model "$folder/start_teacher" --dump_checkpoint "$init.pth" --vocab_transform
+[ -d "$folder/short/start" ] || python scripts/extract_for_distil.py --bert_model "$folder/start_teacher" \
+    --vocab_transform --dump_checkpoint "$init.pth" --save_model "$folder/short/start"
 
-runs=()
+runs=("$folder/short/start")
 run() { # its name, its text, and flags of train.py
     runs+=("$folder/short/$1")
     python train.py --dump_path "$folder/short/$1" --resume --teacher_name "$folder/start_teacher" \
@@ -36,7 +37,6 @@ run() { # its name, its text, and flags of train.py
 }
 say "Students"
 no_teacher=(--alpha_ce 0 --alpha_cos 0) masked=(--restrict_ce_to_mask --mlm_mask_prop)
-run start short/every_5000 --learning_rate 1e-12 # at such a rate, what train.py leaves is what it began with
 run smoothing_0.7 short/every_60 --mlm_smoothing 0.7
 run smoothing_0.35 short/every_60 --mlm_smoothing 0.35
 run smoothing_0 short/every_60

@@ -1,7 +1,7 @@
 import extract_for_distil
 import pytest
 import torch
-from transformers import BertForMaskedLM, BertModel
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
 from workspace import load_tokenizer, run
 
 from evaluation.layer_choice import n_trials, one_by_one, usual_lists
@@ -47,6 +47,17 @@ def test_with_all_layers_the_student_is_the_teacher(workspace, teacher, tokenize
     with torch.no_grad():
         without = student(batch["input_ids"], batch["attention_mask"]).logits
     assert (without[real] - t_logits[real]).abs().max() > 0.1
+
+
+def test_the_student_can_be_written_as_a_whole_model(workspace, tmp_path):
+    folder = tmp_path / "models" / "start"
+    extracted(workspace, tmp_path / "init.pth", "--vocab_transform", "--save_model", folder)
+    expected = build_student(load_config(tmp_path / "init.json"), tmp_path / "init.pth").state_dict()
+    found = AutoModelForMaskedLM.from_pretrained(folder).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert load_tokenizer(folder).get_vocab() == load_tokenizer(workspace / "bert-base-uncased").get_vocab()
+    run(extract_for_distil, "--bert_model", workspace / "bert-base-uncased", "--save_model", folder, expect=2)
 
 
 def test_without_the_flag_the_transform_is_left_out(workspace, tmp_path):
