@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import InputError, check_input_file
+from utils import InputError, check_input_file, logger
 
-SPLITS = ("train", "dev")
+MOST_BROKEN = 0.01  # share of lines with too few fields in a file that counts as whole: QQP as it is given out has some
 ENTAILMENT = ("not_entailment", "entailment")
 
 
@@ -130,13 +130,18 @@ def _from_tsv(task: Task, path: Path) -> list[Example]:
             raise InputError(f"{path} is no file of {task.name}: its first line names no column {missing[0]!r}.")
         columns, first = [header.index(column) for column in columns], 1
     columns = list(columns)
-    examples = []
+    examples, broken = [], []
     for number, line in enumerate(lines[first:], start=first + 1):
         fields = line.rstrip("\r").split("\t")
         if len(fields) <= max(columns):
-            raise InputError(f"{path}, line {number}: {len(fields)} fields, but {task.name} has more; is it cut short?")
+            broken.append(number)
+            continue
         *texts, label = (fields[column] for column in columns)
         examples.append(Example(tuple(texts), _label(task, label, f"{path}, line {number}")))
+    if broken and (broken[-1] == len(lines) or len(broken) > MOST_BROKEN * len(lines)):
+        raise InputError(f"{path}, line {broken[-1]}: fewer fields than {task.name} has; is the file cut short?")
+    if broken:
+        logger.warning("%s: %d broken lines are left out, the first is line %d", path, len(broken), broken[0])
     if not examples:
         raise InputError(f"{path} holds no examples.")
     return examples

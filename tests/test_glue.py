@@ -84,7 +84,8 @@ def test_quotes_are_text_and_not_syntax(tmp_path):
     (None, "SST-2/train.tsv does not exist"),
     ("text\tlabel\na\t1\n", "names no column 'sentence'"),
     ("sentence\tlabel\na\tpositive\n", "line 2: the label is 'positive', but SST-2's are 0 or 1"),
-    ("sentence\tlabel\na\t1\nb\n", "line 3: 1 fields"),
+    ("sentence\tlabel\na\t1\nb\n", "line 3: fewer fields than SST-2 has; is the file cut short"),
+    ("sentence\tlabel\na\t1\nb\na\t1\n", "line 3: fewer fields"),
     ("sentence\tlabel\n", "holds no examples"),
 ])  # fmt: skip
 def test_foreign_and_damaged_files_are_refused_by_name(tmp_path, content, message):
@@ -93,6 +94,15 @@ def test_foreign_and_damaged_files_are_refused_by_name(tmp_path, content, messag
         (tmp_path / "SST-2" / "train.tsv").write_text(content)
     with pytest.raises(InputError, match=message):
         read_task(TASKS["SST-2"], str(tmp_path))
+
+
+def test_a_few_broken_lines_are_left_out_and_told(tmp_path, caplog):
+    (tmp_path / "SST-2").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\n" + "a\t1\n" * 99 + "b\n" + "c\t0\n" * 9)
+    train, _ = read_task(TASKS["SST-2"], str(tmp_path))
+    assert [example.texts[0] for example in train] == ["a"] * 99 + ["c"] * 9
+    assert "SST-2/train.tsv: 1 broken lines are left out, the first is line 101" in caplog.text
 
 
 def test_tasks_come_from_the_hub_where_no_folder_is_given(monkeypatch):
