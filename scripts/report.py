@@ -11,6 +11,7 @@ Teacher and held-out text are those of the first run, unless named.
 """
 
 import argparse
+import glob
 import html
 import io
 import re
@@ -194,9 +195,9 @@ def summary(teacher: dict, student: dict, kept: float | None) -> dict[str, str]:
     return figures | ({} if kept is None else {"of the teacher's mean score on tasks": f"{kept:.1f} %"})
 
 
-def counts_of(parameters: dict) -> np.ndarray:
+def counts_of(run: str, parameters: dict) -> np.ndarray:
     """(voc_size,) how often each token occurs in the text of a run."""
-    tokenizer = load_tokenizer(parameters["tokenizer_name"])
+    tokenizer = load_tokenizer(run)
     if parameters["token_counts"] and Path(parameters["token_counts"]).is_file():
         return load_token_counts(parameters["token_counts"], len(tokenizer))
     return count_tokens(open_corpus(parameters["data_file"], tokenizer), len(tokenizer))
@@ -214,13 +215,12 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
     world = init_world(args.n_gpu)
     first = next(iter(parameters.values()))
     names = [args.teacher or first["teacher_name"], *args.runs]
+    tokenizer = args.runs[0]  # lies in its folder, wherever that is now
     files, share = args.valid_data_file or first["valid_data_file"], None
     if files is None:
         files, share = first["data_file"], first["valid_share"]
     dtype = choose_dtype(args, world.device)
-    rows = compare_models.measure(
-        names, first["tokenizer_name"], files, share, args.turns, world, dtype, layers=args.breakdown
-    )
+    rows = compare_models.measure(names, tokenizer, files, share, args.turns, world, dtype, layers=args.breakdown)
     on_words = "labels" in rows[0]
     title = f"{rows[1]['name']}, a student of {rows[0]['name']}"
     body = [
@@ -234,9 +234,9 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
         body += ["<h2>Tasks</h2>", table_of(scores.table(known, scored))]
     body += ["<h2>Losses</h2>", pictures_of(runs)]
     if on_words and args.breakdown:
-        body += ["<h2>Where the students fail</h2>", table_of(breakdown.tables(rows, counts_of(first)))]
+        body += ["<h2>Where the students fail</h2>", table_of(breakdown.tables(rows, counts_of(args.runs[0], first)))]
     if on_words:
-        body += ["<h2>First guesses</h2>", guesses_of(names, first["tokenizer_name"], args.text)]
+        body += ["<h2>First guesses</h2>", guesses_of(names, tokenizer, args.text)]
     for name, table in tables.items():
         body += [f"<h2>{html.escape(name)}</h2>", table_of(table)]
     body += ["<h2>Commands</h2>"]
@@ -270,6 +270,10 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.runs[0]} had no teacher: name one with --teacher to hold it against.")
     if not (args.valid_data_file or first["valid_data_file"] or first["valid_share"]):
         raise InputError(f"{args.runs[0]} held no text out: name some with --valid_data_file.")
+    counted = [name for name in (first["token_counts"], *first["data_file"]) if name and glob.glob(name)]
+    if args.breakdown and not counted:
+        raise InputError(f"{args.runs[0]} learnt from a text that is not here, {first['data_file'][0]}, so its words "
+                         f"can't be counted: call this where it was trained, or with --no-breakdown.")  # fmt: skip
     page = make_page(args, runs, parameters, known, tables)
     with utils.atomic_write(args.output, "w") as out:
         out.write(page)

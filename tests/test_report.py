@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import report
@@ -63,11 +64,23 @@ def test_the_page_shows_what_was_measured_and_needs_nothing_else(tmp_path, works
     assert "torch 2" in page.text
 
 
-def test_what_can_not_be_is_told(tmp_path, workspace, student, capsys):
+def test_what_can_not_be_is_told(tmp_path, workspace, student, capsys, monkeypatch):
     run(report, "--runs", student, student, "--output", tmp_path / "x.html", expect=2)
     assert "have the same name" in capsys.readouterr().err
     run(report, "--runs", workspace, "--output", tmp_path / "x.html", expect=2)
     assert "is it the dump_path of a run?" in capsys.readouterr().err
     run(report, "--runs", student, "--tables", "no.md", "--output", tmp_path / "x.html", expect=2)
     assert "--tables no.md does not exist" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)  # the run was called from another folder, and names its text from there
+    parameters = json.loads((student / "parameters.json").read_text())
+    moved = tmp_path / "moved"
+    shutil.copytree(student, moved)
+    parameters |= {"data_file": ["data/text.pickle"], "token_counts": None, "tokenizer_name": "data/tokenizer"}
+    (moved / "parameters.json").write_text(json.dumps(parameters))
+    flags = ["--runs", moved, "--teacher", workspace / "bert-base-uncased", "--turns", 1, "--n_gpu", 0]
+    flags += ["--valid_data_file", workspace / "text.bert-base-uncased.pickle", "--output", tmp_path / "x.html"]
+    run(report, *flags, expect=2)
+    assert "or with --no-breakdown" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
+    run(report, *flags, "--no-breakdown")
+    assert (tmp_path / "x.html").exists()
