@@ -96,6 +96,14 @@ def encode(tokenizer, model: PreTrainedModel, texts: list[tuple[str, ...]], aske
     return [{name: column[i] for name, column in columns.items()} for i in range(len(texts))]
 
 
+class OneDevice(TrainingArguments):
+    """The Trainer fills all the GPUs it sees, with larger batches: scores would depend on how many there are."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
 class FineTuner:
     """Trains and asks one model.
 
@@ -156,7 +164,7 @@ class FineTuner:
     def _trainer(self, folder: str, trainer_class: type[Trainer], features, of_training: dict, **more) -> Trainer:
         trainer = trainer_class(
             model=self.model,
-            args=TrainingArguments(folder, **self.options, **of_training),
+            args=OneDevice(folder, **self.options, **of_training),
             train_dataset=features,
             data_collator=DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=GROUP_WIDTH),
             **more,

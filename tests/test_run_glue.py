@@ -10,6 +10,7 @@ from glue_files import write_task
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, TrainingArguments
 from workspace import load_tokenizer, run
 
+from evaluation import fine_tuning
 from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import mean_hidden_states
@@ -82,6 +83,19 @@ def test_a_model_trained_in_half_precision_predicts_in_float32(student, glue):
         inputs = tokenizer.pad(features, return_tensors="pt")
         expected = type(model).forward(model.eval(), **inputs).logits
     np.testing.assert_allclose(tuner.predict(features), expected, atol=1e-5)
+
+
+def test_several_gpus_do_not_make_larger_batches(student, glue, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    tokenizer, model = load_tokenizer(student), load_for(AutoModelForSequenceClassification, str(student))
+    examples = read_task(TASKS["CoLA"], str(glue))[0][:16]
+    features = encode(tokenizer, model, [example.texts for example in examples], 128)
+    steps = []
+    monkeypatch.setattr(fine_tuning._Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state))
+    tuner = FineTuner(model, tokenizer, Settings(n_epoch=1, batch_size=4), 0, torch.float32, use_cpu=False)
+    tuner.train([feature | {"labels": 0} for feature in features], "")
+    assert len(steps) == 4
+    assert tuner.predict(features).shape == (16, 2)
 
 
 def test_no_more_is_read_than_the_model_has_positions_for(student):
@@ -157,6 +171,13 @@ def test_the_loss_of_a_taught_model_is_that_of_the_definition(tmp_path, student,
     else:
         following, of_task = ((s_logits - of).square().mean() for of in (t_logits, labels[:, None]))
     assert loss.item() == pytest.approx((0.3 * of_task + 0.7 * following).item(), rel=1e-4)
+
+
+def test_a_launcher_is_refused(tmp_path, workspace, student, glue, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run(run_glue, *flags_of(workspace, student, glue, tmp_path / "glue.jsonl"), "--tasks", "CoLA", expect=2)
+    assert "start it with python, without a launcher" in capsys.readouterr().err
 
 
 def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glue):

@@ -170,6 +170,19 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
 
+def single_device(n_gpu: int | None) -> torch.device:
+    """The device of a script that is one process.
+
+    Args:
+        n_gpu: 0 for the CPU, 1 for a GPU, None for what there is.
+
+    Raises: InputError if a launcher started several processes.
+    """
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("this script uses one device: start it with python, without a launcher.")
+    return init_world(n_gpu).device
+
+
 def _join(device: torch.device, rank: int, size: int) -> dist.Store:
     """Connects the processes. Returns the store by which they found each other, which is also to tell failures.
 
