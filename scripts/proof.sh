@@ -20,11 +20,12 @@ awk 'int((NR - 1) / 64) % 330 == 329' "$folder/all.txt" > "$folder/held_out.txt"
 awk 'int((NR - 1) / 64) % 330 != 329' "$folder/all.txt" > "$folder/text.txt"
 awk 'NR % 4 == 0' "$folder/text.txt" > "$folder/teachers.txt"
 awk -v every="$every" 'NR % every == 1' "$folder/text.txt" > "$folder/students.txt"
-for part in held_out text teachers students; do
+awk -v every="$every" 'NR % every == 0' "$folder/text.txt" > "$folder/others.txt" # more of it, for one student
+for part in held_out text teachers students others; do
     python scripts/binarized_data.py --file_path "$folder/$part.txt" --bert_tokenizer "$folder/start_teacher" --dump_file "$folder/$part"
 done
 python scripts/token_counts.py --data_file "$folder/text.start_teacher.pickle" --token_counts_dump "$folder/counts.pickle"
-for part in teachers students; do
+for part in teachers students others; do
     python scripts/corpus_doctor.py --data_file "$folder/$part.start_teacher.pickle" --tokenizer_name "$folder/start_teacher" \
         --against "$folder"/glue/*/dev.tsv "$folder"/squad/dev-*.json --overlap_file "$folder/$part.overlap.json" --n_examples 0 \
         > "$folder/$part.doctor.txt"
@@ -59,9 +60,10 @@ say "Beyond the recipe: KL at masked tokens only; hidden states only; both; from
 [ -s "$folder/chosen.pth" ] || python scripts/extract_for_distil.py --bert_model "$folder/teacher" --vocab_transform \
     --dump_checkpoint "$folder/chosen.pth" --choose_layers --data_file "$folder/students.start_teacher.pickle" \
     --tokenizer_name "$folder/start_teacher" --n_sequences 60 > "$folder/chosen.md"
-student() { # its name, where it starts, and flags of train.py
-    python train.py --dump_path "$folder/students/$1" --resume "${students[@]}" "${@:3}" \
-        --from_pretrained_weights "$folder/$2.pth" --from_pretrained_config "$folder/$2.json"
+student() { # its name, where it starts (layers of the teacher, or another student), and flags of train.py
+    local start=(--from_pretrained_weights "$folder/$2")
+    [ -d "$folder/$2" ] || start=(--from_pretrained_weights "$folder/$2.pth" --from_pretrained_config "$folder/$2.json")
+    python train.py --dump_path "$folder/students/$1" --resume "${students[@]}" "${start[@]}" "${@:3}"
 }
 focused=(--mlm_mask_prop 0.3 --restrict_ce_to_mask) blend=(--alpha_cos 20 --alpha_relation 10)
 student focused init "${focused[@]}"
@@ -69,13 +71,15 @@ student encoder init --alpha_ce 0 --alpha_mlm 0 --alpha_cos 1 --alpha_relation 1
 student blend init "${focused[@]}" "${blend[@]}"
 student chosen_blend chosen "${focused[@]}" "${blend[@]}"
 student chosen_blend_no_mlm chosen "${focused[@]}" "${blend[@]}" --alpha_mlm 0
+student more_text students/chosen_blend_no_mlm "${focused[@]}" "${blend[@]}" --alpha_mlm 0 \
+    --data_file "$folder/others.start_teacher.pickle" --leave_out "$folder/others.overlap.json"
 student chosen chosen
 student both chosen --alpha_relation 1
-# One of them also with the help of the fine-tuned teacher.
-python scripts/run_glue.py --models "$folder/teacher" "$folder/students/chosen_blend_no_mlm" "${tasks[@]}" --distil \
+# Two of them also with the help of the fine-tuned teacher.
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{chosen_blend_no_mlm,more_text} "${tasks[@]}" --distil \
     --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > "$folder/taught.md"
 python scripts/run_glue.py --models "$folder/teacher" \
-    "$folder"/students/{all,focused,encoder,blend,chosen_blend,chosen_blend_no_mlm,relation,chosen,both} \
+    "$folder"/students/{all,focused,encoder,blend,chosen_blend,chosen_blend_no_mlm,more_text,relation,chosen,both} \
     "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
 
 say "SQuAD: the teacher, the student alone, and the student with the teacher's help"
