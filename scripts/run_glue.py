@@ -149,8 +149,11 @@ def outputs_of(teacher: Path, examples: list[Example], length: int, args, device
     """What the head of a fine-tuned model says of each example."""
     from transformers import AutoModelForSequenceClassification
 
-    tokenizer = load_tokenizer(str(teacher))
-    model = load_for(AutoModelForSequenceClassification, str(teacher), tokenizer, head_required=True)
+    try:
+        tokenizer = load_tokenizer(str(teacher))
+        model = load_for(AutoModelForSequenceClassification, str(teacher), tokenizer, head_required=True)
+    except InputError as error:
+        raise InputError(f"{error} Remove that folder, which --save_models has left, and it is made again.") from None
     tuner = FineTuner(model, tokenizer, settings_of(args), 0, torch.float32, use_cpu=device.type == "cpu")
     return tuner.predict(encode(tokenizer, model, [example.texts for example in examples], length)).tolist()
 

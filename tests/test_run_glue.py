@@ -154,6 +154,11 @@ def test_a_student_is_taught_by_the_fine_tuned_teacher(tmp_path, workspace, stud
     run(run_glue, *flags)
     assert rows_in(output) == rows
 
+    (tmp_path / "kept" / "bert-base-uncased-CoLA-1" / "model.safetensors").write_text("")
+    run(run_glue, *flags, "--alpha_ce", 0.9, expect=2)
+    assert "bert-base-uncased-CoLA-1: " in (error := capsys.readouterr().err)
+    assert "Remove that folder" in error
+
 
 @pytest.mark.parametrize("n_labels", [3, 1])
 def test_the_loss_of_a_taught_model_is_that_of_the_definition(tmp_path, student, n_labels):
