@@ -85,6 +85,7 @@ def test_a_model_trained_in_half_precision_predicts_in_float32(student, glue):
     np.testing.assert_allclose(tuner.predict(features), expected, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 def test_several_gpus_do_not_make_larger_batches(student, glue, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     tokenizer, model = load_tokenizer(student), load_for(AutoModelForSequenceClassification, str(student))
