@@ -378,6 +378,13 @@ def check_output_folder(path: str | Path, flag: str) -> None:
     _check_can_create(flag, path, path.absolute())
 
 
+def check_new_folder(path: str | Path, flag: str) -> None:
+    """Raises: InputError unless a folder can be made there, and nothing has that name yet."""
+    check_output_folder(path, flag)
+    if Path(path).exists():
+        raise InputError(f"{flag} {path} exists; give a new folder, or remove this one first.")
+
+
 def check_picture(path: str | Path, flag: str) -> None:
     """Raises InputError unless a picture can be written under this name."""
     if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -430,6 +437,8 @@ def naming_write_errors(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    except (InputError, RunError):
+        raise
     except Exception as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if isinstance(error, OSError):

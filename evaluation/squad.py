@@ -89,13 +89,17 @@ def learnable(questions: list[Question], path: str) -> list[Question]:
 
     Raises: InputError if that is none.
     """
-    right = [q for q in questions for text, first in q.answers[:1] if text and q.context.startswith(text, first)]
+    right = [question for question in questions if _is_in_place(*question.answers[0], question.context)]
     if not right:
         raise InputError(f"{path}: no answer stands at its answer_start, a number of characters, in its context.")
     if n_wrong := len(questions) - len(right):
         logger.warning("%s: %d of %d answers are not where answer_start says, and are left out of training",
                        path, n_wrong, len(questions))  # fmt: skip
     return right
+
+
+def _is_in_place(text: str, first: int, context: str) -> bool:
+    return bool(text) and context.startswith(text, first)
 
 
 # -------------------------------------------------------------------------------------------------------------- windows

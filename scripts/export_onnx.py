@@ -26,7 +26,7 @@ import utils
 from corpus.tokenization import load_tokenizer
 from evaluation.fine_tuning import load_for, longest, taken_by
 from models.loading import load_config
-from training.checkpoint import replacing_files
+from training.folders import replacing_files
 from utils import InputError, logger, path
 
 FLOAT32, INT8 = "model.onnx", "model_int8.onnx"

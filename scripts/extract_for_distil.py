@@ -35,8 +35,8 @@ from evaluation.layer_choice import Trial, n_trials, one_by_one, usual_lists
 from models.families import FAMILIES, LanguageModel, family_of, max_length
 from models.loading import load_with_or_without_head
 from models.student import build_student, extract, usual_layers
-from training.checkpoint import atomic_folder
 from training.distributed import add_precision_flags, choose_dtype, init_world
+from training.folders import atomic_folder
 from utils import InputError, integer, logger, path
 
 
@@ -89,6 +89,8 @@ def check_flags(args: argparse.Namespace) -> None:
         for flag in ("data_file", "n_layers"):
             if getattr(args, flag) is not None:
                 raise InputError(f"--{flag} is for --choose_layers; without it give --layers, or nothing.")
+        if args.tokenizer_name and not args.save_model:
+            raise InputError("--tokenizer_name is for --choose_layers and --save_model: give one, or leave it out.")
         return
     if args.layers:
         raise InputError("--layers says which layers, --choose_layers asks which: give one of them.")
@@ -142,9 +144,7 @@ def main(args: argparse.Namespace) -> None:
     if shape == target:
         raise InputError(f"--dump_checkpoint {target}: that is the name of the shape beside the weights; give a .pth.")
     if args.save_model:
-        utils.check_output_folder(args.save_model, "--save_model")
-        if Path(args.save_model).exists():
-            raise InputError(f"--save_model {args.save_model} exists; give a new folder, or remove this one first.")
+        utils.check_new_folder(args.save_model, "--save_model")
     needs_tokenizer = args.save_model or args.choose_layers
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name) if needs_tokenizer else None
     teacher, without_head = load_with_or_without_head(args.model_name, "teacher")
@@ -177,7 +177,6 @@ def main(args: argparse.Namespace) -> None:
         target, student.num_parameters() / 1e6, target, shape,
     )  # fmt: skip
     if args.save_model:
-        Path(args.save_model).parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(Path(args.save_model)) as folder:
             student.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

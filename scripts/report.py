@@ -270,8 +270,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.runs[0]} had no teacher: name one with --teacher to hold it against.")
     if not (args.valid_data_file or first["valid_data_file"] or first["valid_share"]):
         raise InputError(f"{args.runs[0]} held no text out: name some with --valid_data_file.")
-    counted = [name for name in (first["token_counts"], *first["data_file"]) if name and glob.glob(name)]
-    if args.breakdown and not counted:
+    counted = filter(None, (first["token_counts"], *first["data_file"]))
+    if args.breakdown and not any(Path(name).exists() or glob.glob(name) for name in counted):
         raise InputError(f"{args.runs[0]} learnt from a text that is not here, {first['data_file'][0]}, so its words "
                          f"can't be counted: call this where it was trained, or with --no-breakdown.")  # fmt: skip
     page = make_page(args, runs, parameters, known, tables)

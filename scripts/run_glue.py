@@ -31,8 +31,8 @@ from evaluation import scores
 from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
-from training.checkpoint import atomic_folder
 from training.distributed import add_precision_flags, choose_dtype, single_device
+from training.folders import atomic_folder
 from training.resume import fingerprint
 from utils import InputError, integer, logger, path, real
 
@@ -136,9 +136,7 @@ def fine_tune_and_score(
     sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
-        folder = kept_at(args, row["model"], task.name, seed)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(kept_at(args, row["model"], task.name, seed)) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             scores.append(temporary / SCORE, row | {"metrics": metrics})

@@ -33,8 +33,8 @@ from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
 from models.families import FAMILIES, max_length
 from training import losses
-from training.checkpoint import replacing_files
 from training.distributed import add_precision_flags, choose_dtype, single_device
+from training.folders import replacing_files
 from utils import InputError, integer, logger, path, real
 
 RESULTS, PREDICTIONS, N_BEST_PREDICTIONS = "results.json", "predictions.json", "nbest_predictions.json"

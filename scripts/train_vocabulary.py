@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
+from training.folders import replacing_files
 from utils import InputError, integer, logger, path, reason_of
 
 
@@ -36,8 +37,6 @@ def main(args: argparse.Namespace) -> None:
 
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast
-
-    from training.checkpoint import replacing_files
 
     trainer = BertWordPieceTokenizer(lowercase=not args.cased)
     bars = sys.stderr.isatty() and not utils.LOG_FILE

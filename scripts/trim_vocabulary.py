@@ -29,7 +29,7 @@ from corpus.vocabulary_trimming import Kept, choose_tokens, trim
 from models.families import LanguageModel
 from models.loading import load_with_or_without_head
 from models.trimming import trim_model
-from training.checkpoint import atomic_folder
+from training.folders import atomic_folder
 from utils import InputError, RunError, integer, logger, path
 
 
@@ -63,9 +63,7 @@ def main(args: argparse.Namespace) -> None:
     if not (args.token_counts or args.data_file):
         raise InputError("which tokens does the text use? Give --token_counts or --data_file.")
     target = Path(args.output_dir)
-    utils.check_output_folder(target, "--output_dir")
-    if target.exists():
-        raise InputError(f"--output_dir {target} exists; give a new folder, or remove this one first.")
+    utils.check_new_folder(target, "--output_dir")
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json).")
@@ -90,7 +88,6 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens, but {args.model_name} only rows for "
                          f"{model.config.vocab_size}.")  # fmt: skip
     trimmed = trim_model(model, ids)
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
         (LanguageModel(trimmed).encoder if without_head else trimmed).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

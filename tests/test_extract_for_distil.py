@@ -73,6 +73,7 @@ def test_without_the_flag_the_transform_is_left_out(workspace, tmp_path):
         (["--model_type", "roberta"], "is a bert"),
         (["--choose_layers"], "give it with --data_file"),
         (["--n_layers", "2"], "--n_layers is for --choose_layers"),
+        (["--tokenizer_name", "x"], "--tokenizer_name is for --choose_layers and --save_model"),
         (["--choose_layers", "--layers", "1"], "give one of them"),
         (["--choose_layers", "--data_file", "text", "--n_layers", "4"], "the teacher has 4"),
     ],

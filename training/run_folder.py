@@ -24,7 +24,8 @@ import torch
 from transformers import PreTrainedModel
 
 from training import model_card
-from training.checkpoint import atomic_folder, load_newest, old_folder, replacing_files, save_checkpoint, steps_of
+from training.checkpoint import load_newest, save_checkpoint, steps_of
+from training.folders import atomic_folder, old_folder, replacing_files
 from training.metrics_files import METRICS, MetricsFiles
 from utils import (
     InputError,

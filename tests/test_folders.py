@@ -1,0 +1,48 @@
+"""What can't be written whole is not there, and the error names it."""
+
+import resource
+
+import pytest
+import safetensors.torch
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from training.folders import atomic_folder, replacing_files
+from utils import InputError, atomic_write
+
+
+@pytest.fixture
+def small_files_only():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_a_library_can_not_write_is_told_with_the_path(tmp_path, small_files_only):
+    for name in ("folder", "files"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "before").write_text("whole")
+    values = {"a": torch.zeros(1000)}
+    with pytest.raises(OSError, match=r"File too large: '.*/file'"), atomic_write(tmp_path / "file") as file:
+        torch.save(values, file)
+    with pytest.raises(OSError, match=r"File too large: '.*/folder'"), atomic_folder(tmp_path / "folder") as folder:
+        safetensors.torch.save_file(values, folder / "before")
+    with pytest.raises(OSError, match=r"File too large: '.*/files'"), replacing_files(tmp_path / "files") as folder:
+        Tokenizer(WordLevel({str(i): i for i in range(1000)}, "0")).save(str(folder / "before"))
+    assert {path.name: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"before": "whole"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "folder"]
+
+
+def test_an_error_that_is_none_of_writing_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), replacing_files(tmp_path / "files") as folder:
+        (folder / "new").write_text("")
+        raise RuntimeError("a bug")
+    assert not list((tmp_path / "files").iterdir())
+
+
+def test_what_the_user_got_wrong_is_told_as_it_is(tmp_path):
+    with pytest.raises(InputError, match="no tokenizer"), atomic_folder(tmp_path / "new" / "folder"):
+        raise InputError("no tokenizer in x (No such file or directory (os error 2))")
+    assert not list((tmp_path / "new").iterdir())
