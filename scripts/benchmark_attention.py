@@ -35,7 +35,7 @@ from models.student import build_student, half_depth_config
 from scripts.benchmark_training import Ours
 from training.attention import attend_on_cpu
 from training.batches import Batch, Batches, StepCounts, Steps
-from training.distributed import World, describe_device, has_native_bf16, init_world, now
+from training.distributed import World, describe_device, has_native_bf16, now, single_process
 from training.memory import peak_memory
 from training.recipe import Recipe
 from utils import InputError, integer, path, real
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     text = open_corpus(args.data_file, tokenizer)
     text.verify()
     data = LmSeqsDataset(text, describe_tokenizer(tokenizer)["special_ids"], BertConfig().max_position_embeddings)
-    world = init_world(None)
+    world = single_process(None)
     print(measure(data, tokenizer, args, world))
     if world.device.type == "cpu":
         print(f"\n{measure_alone(args.dim)}")

@@ -33,7 +33,7 @@ from export_onnx import FLOAT32, INT8, FirstOutputs, OnnxModel, deviation, encod
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation.glue import TASKS, Example, read_task, score
-from training.distributed import describe_device, single_device
+from training.distributed import describe_device, single_process
 from utils import integer, logger, path
 
 BODY, ONNX, ONNX_INT8 = "no head", "onnx", "onnx int8"
@@ -247,7 +247,7 @@ def main(args: argparse.Namespace) -> None:
     if args.n_threads:
         torch.set_num_threads(args.n_threads)
     args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
-    device = single_device(args.n_gpu)
+    device = single_process(args.n_gpu).device
     examples = read_task(TASKS[args.task], args.data_dir)[1][0][: args.max_examples]
     examples.sort(key=lambda example: -len(" ".join(example.texts)))  # in larger batches, of similar length
     forms, parameters = [], {}

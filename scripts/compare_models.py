@@ -32,7 +32,7 @@ from evaluation.sentence_similarity import similarity_scores
 from models.families import LanguageModel, max_length
 from models.loading import load_with_or_without_head
 from training.batches import Masking
-from training.distributed import World, add_precision_flags, choose_dtype, describe_device, init_world, now
+from training.distributed import World, add_precision_flags, choose_dtype, describe_device, now, single_process
 from training.recipe import Recipe
 from utils import InputError, integer, logger, path, real
 
@@ -224,7 +224,7 @@ def main(args: argparse.Namespace) -> None:
         utils.check_output_file(args.output, "--output")
     if args.token_counts:
         utils.check_input_file(args.token_counts, "--token_counts")
-    world = init_world(args.n_gpu)
+    world = single_process(args.n_gpu)
     rows = measure(
         [args.teacher, *args.models], args.tokenizer_name, args.valid_data_file or args.data_file,
         None if args.valid_data_file else args.valid_share, args.turns, world, choose_dtype(args, world.device),

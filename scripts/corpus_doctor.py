@@ -250,9 +250,9 @@ def report_teacher(
 
     from evaluation import held_out
     from models.families import LanguageModel
-    from training.distributed import has_native_bf16, init_world
+    from training.distributed import has_native_bf16, single_process
 
-    world = init_world(None)
+    world = single_process(None)
     model = LanguageModel(teacher).to(world.device)
     sample = held_out.held_out_sequences(len(corpus), 1.0)[:N_SAMPLE]
     batches = held_out.held_out_batches(corpus, tokenizer, length, not model.family.causal, sample)

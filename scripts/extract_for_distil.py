@@ -35,7 +35,7 @@ from evaluation.layer_choice import Trial, n_trials, one_by_one, usual_lists
 from models.families import FAMILIES, LanguageModel, family_of, max_length
 from models.loading import load_with_or_without_head
 from models.student import build_student, extract, usual_layers
-from training.distributed import add_precision_flags, choose_dtype, init_world
+from training.distributed import add_precision_flags, choose_dtype, single_process
 from training.folders import atomic_folder
 from utils import InputError, integer, logger, path
 
@@ -108,14 +108,14 @@ def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel, tokenizer)
     causal, length = family_of(teacher.config).causal, max_length(teacher.config)
     sequences = np.unique(np.linspace(0, len(text) - 1, args.n_sequences).astype(int))
     batches = held_out.held_out_batches(text, tokenizer, length, not causal, sequences)
-    with init_world(args.n_gpu) as world:
-        teacher = teacher.eval().requires_grad_(False).to(world.device)
-        lists = usual_lists(depth, n, getattr(teacher.config, "layer_types", None))
-        total = n_trials(depth, n) + len(lists) + 1
-        with utils.progress_bar(True, True, desc="lists of layers", total=total) as bar:
-            trial = Trial(teacher, args.student_type, batches, world, choose_dtype(args, world.device), bar.update)
-            lists = {"taken away one by one": one_by_one(depth, n, trial.kl)} | lists
-            rows = {name: trial.metrics(layers) for name, layers in lists.items()}
+    world = single_process(args.n_gpu)
+    teacher = teacher.eval().requires_grad_(False).to(world.device)
+    lists = usual_lists(depth, n, getattr(teacher.config, "layer_types", None))
+    total = n_trials(depth, n) + len(lists) + 1
+    with utils.progress_bar(True, True, desc="lists of layers", total=total) as bar:
+        trial = Trial(teacher, args.student_type, batches, world, choose_dtype(args, world.device), bar.update)
+        lists = {"taken away one by one": one_by_one(depth, n, trial.kl)} | lists
+        rows = {name: trial.metrics(layers) for name, layers in lists.items()}
     teacher.to("cpu")
     loss = held_out.LOSS[causal]
     best_first = sorted(rows, key=lambda name: rows[name]["kl"])

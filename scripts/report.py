@@ -32,7 +32,7 @@ from corpus.files import open_corpus
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import load_tokenizer
 from evaluation import breakdown, scores
-from training.distributed import add_precision_flags, choose_dtype, describe_device, init_world
+from training.distributed import add_precision_flags, choose_dtype, describe_device, single_process
 from training.run_folder import load_parameters
 from utils import InputError, integer, logger, path
 
@@ -212,7 +212,7 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
         known: scores of tasks.
         tables: titles -> Markdown.
     """
-    world = init_world(args.n_gpu)
+    world = single_process(args.n_gpu)
     first = next(iter(parameters.values()))
     names = [args.teacher or first["teacher_name"], *args.runs]
     tokenizer = args.runs[0]  # lies in its folder, wherever that is now

@@ -31,7 +31,7 @@ from evaluation import scores
 from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
-from training.distributed import add_precision_flags, choose_dtype, single_device
+from training.distributed import add_precision_flags, choose_dtype, single_process
 from training.folders import atomic_folder
 from training.resume import fingerprint
 from utils import InputError, integer, logger, path, real
@@ -227,7 +227,7 @@ def main(args: argparse.Namespace) -> None:
     students = args.models[1:] if args.distil else []
     names = utils.distinct_names([*args.models, *map(taught, students)], "--models")
     known = scores.read(args.output)
-    device = single_device(args.n_gpu)
+    device = single_process(args.n_gpu).device
     tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]
     for row, find_metrics in jobs(args, tasks, device, choose_dtype(args, device)):
         if is_done(args, known, row):

@@ -33,7 +33,7 @@ from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
 from models.families import FAMILIES, max_length
 from training import losses
-from training.distributed import add_precision_flags, choose_dtype, single_device
+from training.distributed import add_precision_flags, choose_dtype, single_process
 from training.folders import replacing_files
 from utils import InputError, integer, logger, path, real
 
@@ -209,7 +209,7 @@ def main(args: argparse.Namespace) -> None:
     if args.train_file:
         to_train = squad.learnable(squad.read_questions(args.train_file, "--train_file"), args.train_file)
     to_answer = squad.read_questions(args.predict_file, "--predict_file") if args.predict_file else []
-    device = single_device(args.n_gpu)
+    device = single_process(args.n_gpu).device
     dtype = choose_dtype(args, device)
     utils.set_seed(args.seed)  # the head is drawn from this
     model = load(

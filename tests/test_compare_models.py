@@ -43,6 +43,14 @@ def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
     assert "is it the dump_path of a run?" in capsys.readouterr().err
 
 
+def test_a_launcher_is_refused(workspace, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run(compare_models, "--teacher", workspace / "bert-base-uncased", "--models", workspace / "bert-base-uncased",
+        "--data_file", workspace / "text.bert-base-uncased.pickle", expect=2)  # fmt: skip
+    assert "start it with python, without a launcher" in capsys.readouterr().err
+
+
 def test_the_error_is_that_of_the_paired_difference():
     rng = np.random.default_rng(0)
     hard = rng.normal(5, 3, 10_000)

@@ -170,8 +170,8 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
 
-def single_device(n_gpu: int | None) -> torch.device:
-    """The device of a script that is one process.
+def single_process(n_gpu: int | None) -> World:
+    """The world of a script that is one process.
 
     Args:
         n_gpu: 0 for the CPU, 1 for a GPU, None for what there is.
@@ -180,7 +180,7 @@ def single_device(n_gpu: int | None) -> torch.device:
     """
     if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("this script uses one device: start it with python, without a launcher.")
-    return init_world(n_gpu).device
+    return init_world(n_gpu)
 
 
 def _join(device: torch.device, rank: int, size: int) -> dist.Store:
