@@ -433,14 +433,14 @@ def naming_write_errors(path: str | Path) -> Iterator[None]:
     """Around the writing of a library: its error for a full disk or the like becomes an OSError that names the path.
 
     PyTorch raises a RuntimeError with the OSError behind it, and libraries written in Rust (safetensors, tokenizers) an
-    error of their own, which says "os error 28".
+    error of their own, which says "os error 28", or "Os { code: 28" in older ones.
     """
     try:
         yield
     except (InputError, RunError):
         raise
     except Exception as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
+        number = re.search(r"(?:\(os error |\bOs \{ code: )(\d+)", str(error))
         if isinstance(error, OSError):
             found = error
         elif type(error) is RuntimeError and isinstance(error.__context__, OSError):

@@ -19,7 +19,7 @@ shift
 source "work/$which/bin/activate"
 export PYTHONPYCACHEPREFIX="$PWD/work/$which/pycache" TOKENIZERS_PARALLELISM=true
 echo "$versions" > "work/$which/requirements.txt"
-pip install -qq ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch' "work/$which/requirements.txt")"
+pip install -qq ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch[=>]' "work/$which/requirements.txt")"
 pip install -qq --upgrade -r "work/$which/requirements.txt" -r tests/requirements.txt "$pyarrow"
 pip list 2> /dev/null | grep -iE "^($(sed -E 's/[>=].*//' requirements.txt | paste -sd '|')) "
 python -m pytest --numprocesses logical --maxprocesses 4 "$@"
