@@ -148,7 +148,7 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
         n_gpu: number of GPUs over all machines; 0 for the CPU; None for what there is.
         local_rank: as a launcher of old passes it; `LOCAL_RANK` of the environment comes first.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    size = _n_launched()
     rank = int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", max(local_rank, 0)))
     n_here = torch.cuda.device_count()
@@ -178,9 +178,14 @@ def single_process(n_gpu: int | None) -> World:
 
     Raises: InputError if a launcher started several processes.
     """
-    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+    if _n_launched() > 1:
         raise InputError("this script uses one device: start it with python, without a launcher.")
     return init_world(n_gpu)
+
+
+def _n_launched() -> int:
+    """Processes that a launcher has started, over all machines; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 def _join(device: torch.device, rank: int, size: int) -> dist.Store:
