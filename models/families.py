@@ -185,7 +185,8 @@ class LanguageModel(nn.Module):
         of the projection, which may be the embeddings too. The results are the same, bit for bit."""
         for module in self.model.modules():
             if isinstance(module, nn.Linear | Conv1D) and module is not self.projection:
-                module.to(dtype)
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.to(dtype)
 
     def freeze_head(self) -> None:
         """Keeps all weights as they are that are not the encoder's."""

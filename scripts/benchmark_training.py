@@ -45,7 +45,7 @@ from training.optimization import Optimization
 from training.recipe import Recipe
 from utils import integer
 
-MASK, PAD = 103, 0
+MASK, PAD, FIRST_WORD = 103, 0, 1000  # ids of BERT's vocabulary
 VOC_SIZE = 30522
 
 
@@ -141,10 +141,15 @@ class Ours:
 # ------------------------------------------------------------------------------------------------------------ the data
 
 
-def draw_sequences(n: int, generator: np.random.Generator) -> list[np.ndarray]:
+def draw_sequences(n: int, generator: np.random.Generator, voc_size: int) -> list[np.ndarray]:
     """(n,) sequences of random ids, with the lengths of paragraphs."""
     lengths = np.clip(generator.lognormal(np.log(116) - 0.6**2 / 2, 0.6, n), 12, 512).astype(int)
-    return [generator.integers(1000, VOC_SIZE, length) for length in lengths]
+    return [generator.integers(FIRST_WORD, voc_size, length) for length in lengths]
+
+
+def masking_of(voc_size: int) -> Masking:
+    """Every word is masked with the same probability."""
+    return Masking(np.arange(voc_size) >= FIRST_WORD, np.arange(FIRST_WORD, voc_size), MASK)
 
 
 def straightforward_batches(case: Case, sequences: list[np.ndarray], masking: Masking) -> list[Batch]:
@@ -172,9 +177,11 @@ def changed(module, **values) -> Iterator[None]:
     old = {name: getattr(module, name) for name in values}
     for name, value in values.items():
         setattr(module, name, value)
-    yield
-    for name, value in old.items():
-        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            setattr(module, name, value)
 
 
 @dataclass
@@ -212,29 +219,29 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
     return {name: (seconds[name], memory[name]) for name in seconds}
 
 
-def build_teacher(case: Case, device: torch.device) -> BertForMaskedLM:
-    """A BERT of random weights."""
+def build_teacher(case: Case, device: torch.device, voc_size: int, **more) -> BertForMaskedLM:
+    """A BERT of random weights; `more` goes into its configuration."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOC_SIZE,
-        num_hidden_layers=case.layers,
-        hidden_size=case.dim,
-        num_attention_heads=case.dim // 64,
-        intermediate_size=4 * case.dim,
-    )
-    return BertForMaskedLM(config).eval().requires_grad_(False).to(device)
+    shape = {
+        "vocab_size": voc_size,
+        "num_hidden_layers": case.layers,
+        "hidden_size": case.dim,
+        "num_attention_heads": case.dim // 64,
+        "intermediate_size": 4 * case.dim,
+    }
+    config = BertConfig(**shape | more)
+    with device:
+        return BertForMaskedLM(config).eval().requires_grad_(False)
 
 
 def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dtype) -> None:
     device = world.device
-    teacher = build_teacher(case, device)
+    teacher = build_teacher(case, device, VOC_SIZE)
     student_config = half_depth_config(teacher.config)
     generator = np.random.default_rng(0)
-    sequences = draw_sequences(case.batch_size * case.batches, generator)
+    sequences = draw_sequences(case.batch_size * case.batches, generator, VOC_SIZE)
     tokens = sum(map(len, sequences))
-    weights = np.ones(VOC_SIZE)
-    weights[:1000] = 0
-    masking = Masking(weights, np.arange(1000, VOC_SIZE), MASK)
+    masking = masking_of(VOC_SIZE)
     recipe = Recipe()
 
     def student():

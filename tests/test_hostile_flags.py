@@ -37,7 +37,10 @@ MEASURING = {  # what scripts do for long once their flags are known to be right
     "run_glue": {"fine_tune_and_score": {"score": 0.0}},
     "benchmark_training": {"run_case": None},
     "benchmark_checkpoint": {"measure": None},
-    "benchmark_attention": {"measure": ""},
+    "benchmark_attention": {"steps_table": "", "alone_table": ""},
+    "benchmark_gpu": {"run_parts": []},
+    "benchmark_kernels": dict.fromkeys(["ceilings", "vocabulary", "attention"], ()),
+    "benchmark_launches": {"report": ""},
     "benchmark_corpus": dict.fromkeys(["benchmark_tokenizing", "benchmark_dump", "benchmark_memory",
                                        "benchmark_opening_and_counting", "benchmark_set_up"]),
 }  # fmt: skip
@@ -124,7 +127,10 @@ def right_flags(workspace, tmp_path_factory):
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
         "benchmark_corpus": ["--file_path", short, "--tokenizer_name", name, "--work_dir", out],
         "benchmark_checkpoint": ["--work_dir", out],
-        "benchmark_attention": ["--data_file", data, "--tokenizer_name", name],
+        "benchmark_attention": ["--layers", 2],
+        "benchmark_gpu": ["--tiny", "--output", out / "gpu.md"],
+        "benchmark_kernels": ["--tiny"],
+        "benchmark_launches": ["--tiny"],
         "benchmark_training": ["--cases", "tiny", "--n_gpu", 0],
         "train_vocabulary": ["--file_path", short, "--vocab_size", 100, "--output", out / "vocabulary"],
     }  # fmt: skip
