@@ -9,6 +9,7 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPYCACHEPREFIX="$PWD/work/pycache" TOKENIZERS_PARALLELISM=true
+unset PYTHONDONTWRITEBYTECODE # container images set it; each process would then compile PyTorch's source again
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 bold="" plain=""
 if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
