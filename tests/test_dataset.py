@@ -3,14 +3,18 @@
 import os
 import pickle
 import sys
+import tempfile
 
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from corpora import write
+from hypothesis import given, settings
 from processes import run_command
 
 from corpus.token_writer import write_token_file
-from dataset import open_token_file
+from dataset import load_plain_pickle, open_token_file
 from utils import InputError
 
 MADE_BY = {"tokenizer": "some", "vocab_size": 30522, "vocab_hash": "0", "special_ids": {"cls": 101, "sep": 102}}
@@ -112,7 +116,8 @@ class Hostile:
     [
         (pickle.dumps([Hostile()]), "system"),
         (b"just some text\n" * 100, "not a pickle"),
-        (pickle.dumps({"a": 1}), "dict"),
+        (pickle.dumps({"a": 1}), "lists and arrays of numbers.*DICT"),
+        (pickle.dumps(3), "int"),
         (pickle.dumps([[1, 2], [[3]]]), "1-D"),
         (pickle.dumps([["a"]]), "1-D"),
         (pickle.dumps([[1.5]]), "1-D"),
@@ -127,6 +132,129 @@ def test_foreign_files_are_refused(tmp_path, monkeypatch, content, message):
     with pytest.raises(InputError, match=message):
         open_token_file("x.pickle")
     assert not (tmp_path / "pwned").exists()
+
+
+def call(name, *arguments):
+    """The instructions that call a function."""
+    return b"c" + "\n".join(name.rsplit(".", 1)).encode() + b"\n" + b"(" + b"".join(arguments) + b"tR"
+
+
+def number(n):
+    return b"\x8a\x08" + n.to_bytes(8, "little", signed=True)
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+NDARRAY, RECONSTRUCT = b"cnumpy\nndarray\n", b"cnumpy._core.multiarray\n_reconstruct\n"
+ARRAY = RECONSTRUCT + b"(" + NDARRAY + b"(K\x00tC\x01btR"  # an array without contents
+DTYPE = call("numpy.dtype", text("i8"))
+BYTES = b"C\x08" + bytes(range(8))
+CONTENTS = b"(K\x01(" + number(1) + b"t" + DTYPE + b"\x89" + BYTES + b"tb"
+EIGHT = CONTENTS.replace(number(1), number(8)).replace(b"i8", b"u1")
+OBJECTS = pickle.dumps([np.array([1, "a", None], object)])
+
+
+def nested(depth, pair=b"\x86"):
+    """A list of a tuple of twice a tuple of twice a tuple, and so on."""
+    return b"]" + b"K\x01" + b"".join(b"\x94h" + bytes([i]) + pair for i in range(depth)) + b"a."
+
+
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        # an array of objects over the bytes of the file, which are then pointers
+        (b"]" + call("numpy.ndarray", b"K\x01\x85", text("O"), BYTES) + b"a.", "str"),
+        (b"]" + ARRAY + b"(K\x01(" + number(1) + b"t" + call("numpy.dtype", text("O8")) + b"\x89" + BYTES + b"tba.",
+         "array of objects; save a plain list"),
+        (OBJECTS, "array of objects; save a plain list"),
+        (pickle.dumps([np.zeros(2, [("a", "O")])]), "something else than numbers"),
+        (pickle.dumps([np.zeros(2, "V8")]), "something else than numbers"),
+        # more than there is
+        (b"]" + ARRAY + CONTENTS.replace(number(1), number(1 << 60)) + b"a.", "not a pickle"),
+        (b"]" + ARRAY + CONTENTS.replace(number(1), number(-1)) + b"a.", "no token ids"),
+        (b"]K\x01r" + b"\xff\xff\xff\x7f" + b"a.", "1-D"),  # an index for which memory could be reserved
+        (b"]" + b"\x8e" + number(1 << 40)[2:] + b"a.", "1-D|not a pickle"),
+        (b"\x80\x05]" + b"\x96" + number(1 << 40)[2:] + b"a.", "1-D|not a pickle"),
+        (ARRAY + EIGHT + b"q\x000](" + b"h\x00" * 5000 + b"e.", "40,000 tokens, more than its bytes"),
+        (nested(60), "1-D"),
+        (b"(" * 100_000, "not a pickle"),
+        # a state for what has none, or twice
+        (b"]" + b"cnumpy._core.numeric\n_frombuffer\n" + b"N}\x86" + b"ba.", "DICT"),
+        (b"]" + b"cnumpy._core.numeric\n_frombuffer\n" + b"Nba.", "a state"),
+        (b"]" + ARRAY + CONTENTS + CONTENTS + b"a.", "twice"),
+        (b"]" + ARRAY + b"Nba.", "not a pickle"),
+        # other callables, and other arguments of those that are known
+        (b"]" + call("_codecs.encode", text("a" * 99), text("zip")) + b"a.", "zip"),
+        (b"]" + call("numpy.zeros", number(1 << 60)) + b"a.", "numpy.zeros"),
+        (b"]" + call("numpy._core.numeric._frombuffer", ARRAY, DTYPE, b"K\x01\x85", text("C")) + b"a.", "not bytes"),
+        (b"cnumpy\ndtype\n)\x81.", "NEWOBJ"),
+        (b"\x82\x01.", "EXT1"),
+        (b"Pname\n.", "PERSID"),
+    ],
+)  # fmt: skip
+def test_hostile_programs_are_refused(tmp_path, program, message):
+    path = tmp_path / "x.pickle"
+    path.write_bytes(program)
+    with pytest.raises(InputError, match=message):
+        open_token_file(path)
+
+
+PIECES = [
+    NDARRAY, RECONSTRUCT, ARRAY, DTYPE, BYTES, CONTENTS, call("numpy.dtype", text("O8")), text("O"), text("<"),
+    text("C"), text("latin1"), b"cnumpy\ndtype\n", b"c_codecs\nencode\n", b"cnumpy.core.multiarray\nscalar\n",
+    b"cnumpy.core.numeric\n_frombuffer\n", number(1), number(-1), number(1 << 62), b"K\x01", b"N", b"\x88", b"(", b")",
+    b"t", b"\x85", b"\x86", b"\x87", b"]", b"l", b"a", b"e", b"R", b"b", b"0", b"1", b"2", b"q\x00", b"h\x00", b"q\x01",
+    b"h\x01", b"\x94", b"r\xff\xff\xff\xff", b"j\xff\xff\xff\xff", b"\x8e" + b"\xff" * 8, b"\x96" + b"\xff" * 8,
+    b"\x80\x04", b"\x95" + b"\xff" * 8, b"}", b"s", b"u", b"\x81", b"\x92", b"o", b"Q", b"\x93", b"\x97", b"\x98", b".",
+]  # fmt: skip
+
+
+@settings(max_examples=int(os.environ.get("PICKLE_PROGRAMS", 300)), deadline=5000, database=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=30), st.binary(max_size=8))
+def test_any_program_is_refused_or_gives_plain_data(pieces, rest):
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(pieces) + rest + b".")
+        file.flush()
+        try:
+            loaded = open_token_file(file.name)
+        except InputError:
+            return
+        assert loaded.n_tokens <= os.path.getsize(file.name)
+        assert all(loaded[i].dtype in (np.uint16, np.int32) for i in range(len(loaded)))
+
+
+DTYPES = st.sampled_from(["<i8", ">i4", "u1", "<u2", "i2", "f4", "?"])
+SHAPES = st.tuples(st.integers(0, 5)) | st.tuples(st.integers(0, 3), st.integers(0, 3)) | st.just(())
+PLAIN = st.recursive(
+    st.integers()
+    | st.sampled_from([None, True, False, "", "ä", b"", b"x", 1.5, -0.0])
+    | hypothesis.extra.numpy.arrays(DTYPES, SHAPES, elements=st.sampled_from([0, 1])),
+    lambda values: st.lists(values, max_size=4) | st.lists(values, max_size=4).map(tuple),
+)
+
+
+@settings(max_examples=100, deadline=5000, database=None)
+@given(PLAIN, st.integers(2, pickle.HIGHEST_PROTOCOL))
+def test_plain_data_loads_as_python_loads_it(value, protocol):
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(pickle.dumps(value, protocol))
+        file.flush()
+        assert_same(load_plain_pickle(file.name), value)
+
+
+def assert_same(loaded, value):
+    if isinstance(value, np.ndarray):
+        assert isinstance(loaded, np.ndarray)
+        np.testing.assert_array_equal(loaded, value)
+        assert loaded.dtype.newbyteorder("=") == value.dtype.newbyteorder("=")
+    elif isinstance(value, (list, tuple)):
+        assert type(loaded) is type(value) and len(loaded) == len(value)
+        for one, other in zip(loaded, value, strict=True):
+            assert_same(one, other)
+    else:
+        assert loaded == value and type(loaded) is type(value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
