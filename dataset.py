@@ -26,7 +26,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 
@@ -376,6 +376,11 @@ def array_of(data: bytes, given: PlainDtype, shape: tuple, order: str) -> np.nda
     return np.frombuffer(data, given.dtype).reshape(shape, order=order)
 
 
+def uncalled_ndarray(*_) -> NoReturn:
+    """The stand-in for the type `numpy.ndarray`, which is only ever an argument of `_reconstruct`."""
+    raise InputError("it calls numpy.ndarray, which can be given any part of the memory")
+
+
 def empty_array(*_) -> PlainArray:
     """The stand-in for numpy's `_reconstruct`."""
     return PlainArray(0, "b")
@@ -416,7 +421,7 @@ class PlainUnpickler(pickle._Unpickler):
     """
 
     NAMES = {
-        ("numpy", "ndarray"): "numpy.ndarray",  # only ever an argument of `_reconstruct`
+        ("numpy", "ndarray"): uncalled_ndarray,
         ("numpy", "dtype"): PlainDtype,
         ("_codecs", "encode"): latin1_bytes,
         ("__builtin__", "bytes"): empty_bytes,

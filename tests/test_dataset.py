@@ -165,7 +165,7 @@ def nested(depth, pair=b"\x86"):
     "program, message",
     [
         # an array of objects over the bytes of the file, which are then pointers
-        (b"]" + call("numpy.ndarray", b"K\x01\x85", text("O"), BYTES) + b"a.", "str"),
+        (b"]" + call("numpy.ndarray", b"K\x01\x85", text("O"), BYTES) + b"a.", "calls numpy.ndarray"),
         (b"]" + ARRAY + b"(K\x01(" + number(1) + b"t" + call("numpy.dtype", text("O8")) + b"\x89" + BYTES + b"tba.",
          "array of objects; save a plain list"),
         (OBJECTS, "array of objects; save a plain list"),

@@ -172,6 +172,18 @@ def test_a_line_that_a_kill_cut_is_dropped_and_what_is_no_row_is_named(workspace
     assert "parameters.json does not hold the flags of a run" in capsys.readouterr().err
 
 
+def test_a_finished_run_without_its_checkpoints_is_left_alone(workspace, tmp_path, flags, capsys):
+    run = tmp_path / "run"
+    train(workspace, run, *flags, "--gradient_accumulation_steps", 20)
+    shutil.rmtree(run / "checkpoints")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    train(workspace, run, *flags, "--gradient_accumulation_steps", 20, "--resume", expect=2)
+    error = capsys.readouterr().err
+    assert "had checkpoints, but there are none left" in error and "--force" in error
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    train(workspace, run, *flags, "--gradient_accumulation_steps", 20, "--force")
+
+
 def test_a_student_of_another_width_resumes_with_its_projection(workspace, tmp_path):
     """The projection of hidden states is in the state, but not in the model."""
     flags = ["--dim", 24, "--n_heads", 3, "--n_layers", 2, "--dropout", 0, "--attention_dropout", 0, "--n_epoch", 2,

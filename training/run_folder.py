@@ -39,9 +39,10 @@ from utils import (
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
+FIRST_CHECKPOINT = "first_checkpoint"  # in it: the step of the first checkpoint, from then on
 UNFINISHED = ".*.tmp"
-OUTPUT_FILES = (  # --force removes these and nothing else
-    PARAMETERS, METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
+OUTPUT_FILES = (  # --force removes these and nothing else, and writes PARAMETERS anew
+    METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
     "log/train/events.out.*", "README.md", "config.json", "generation_config.json", "model.safetensors",
     "tokenizer*.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json",
     "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling", UNFINISHED,
@@ -83,8 +84,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock_folder()
         if resumed_at is None:
-            _clear(self.path, OUTPUT_FILES)
+            _clear(self.path, OUTPUT_FILES)  # not PARAMETERS: stopped here, the folder is still known as a run's
         else:
+            self.parameters[FIRST_CHECKPOINT] = resumed_at
             best = self.path / BEST
             if not best.exists() and old_folder(best).exists():  # killed between two renames
                 os.rename(old_folder(best), best)
@@ -127,6 +129,9 @@ class RunFolder:
                 file.write(str(card))
             self.metrics.sync()
             save_checkpoint(self.path / CHECKPOINTS, state, self.keep_checkpoints)
+            if FIRST_CHECKPOINT not in self.parameters:
+                self.parameters[FIRST_CHECKPOINT] = state["step"]
+                write_json(self.path / PARAMETERS, self.parameters)
         except OSError as error:
             raise RunError(
                 f"the checkpoint of step {state['step']} could not be written to {self.path} ({reason_of(error)}); the "
@@ -224,8 +229,17 @@ def load_parameters(path: str | Path) -> dict:
 
 
 def load_state(path: str | Path) -> dict | None:
-    """The state to continue from, or None if the run has saved none yet. Raises: InputError if all are damaged."""
-    return load_newest(Path(path) / CHECKPOINTS)
+    """The state to continue from, or None if the run has saved none yet.
+
+    Raises: InputError if all are damaged, or were removed.
+    """
+    state = load_newest(Path(path) / CHECKPOINTS)
+    if state is None and (Path(path) / PARAMETERS).is_file() and FIRST_CHECKPOINT in load_parameters(path):
+        raise InputError(
+            f"--resume: the run in {path} had checkpoints, but there are none left, so it can't continue; start over "
+            f"with --force, which also removes its model, or give another --dump_path."
+        )
+    return state
 
 
 def _rewind_metrics(file: Path, step: int) -> None:
