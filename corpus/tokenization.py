@@ -18,10 +18,14 @@ def load_tokenizer(name: str):
 
     quiet_transformers()
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # Where there is no vocabulary, `transformers` makes up a tokenizer of special tokens alone.
+        if len(tokenizer.get_added_vocab()) < len(tokenizer.get_vocab()):
+            return tokenizer
+        reason = "there is no vocabulary: no tokenizer.json, vocab.txt or the like"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = why_not_loaded(name, error)
-        raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.") from None
+    raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.")
 
 
 def describe_tokenizer(tokenizer) -> dict:

@@ -69,17 +69,22 @@ def count_parameters(config: PretrainedConfig, name: str) -> int:
 
     Raises: InputError if no model can be built from it.
     """
-    make = auto_class(config)
     for key, (low, high) in LIMITS.items():
         value = getattr(config, key, None)
         if value is not None and not (isinstance(value, int | float) and low <= value <= high):
             raise InputError(f"{name}: {key} is {value}, but must be from {low:,} to {high:,}.")
-    try:
-        with torch.device("meta"):
-            model = make.from_config(copy.deepcopy(config), dtype=torch.float32)  # which writes into it
-    except Exception as error:  # the library checks as it builds, and each place in its own way
-        raise InputError(f"{name}: no model can be built from this configuration ({reason_of(error)}).") from None
-    return sum(parameter.numel() for parameter in model.parameters())
+    make, key = auto_class(config), config.to_json_string(use_diff=False)
+    if key not in _N_PARAMETERS:
+        try:
+            with torch.device("meta"):
+                model = make.from_config(copy.deepcopy(config), dtype=torch.float32)  # which writes into it
+        except Exception as error:  # the library checks as it builds, and each place in its own way
+            raise InputError(f"{name}: no model can be built from this configuration ({reason_of(error)}).") from None
+        _N_PARAMETERS[key] = sum(parameter.numel() for parameter in model.parameters())
+    return _N_PARAMETERS[key]
+
+
+_N_PARAMETERS: dict[str, int] = {}  # of configurations that were counted before: a run asks several times
 
 
 def load_language_model(

@@ -112,7 +112,7 @@ def test_a_failure_of_one_process_ends_all(tmp_path, flags, environment, rank, f
     script.write_text(PATCHED.format(rank=rank, failure=failure))
     start = time.monotonic()
     results = run_together(2, script, *flags, **environment)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     assert [result.returncode for result in results] == [status, status]
     assert len(errors_of(results)) == 1, results
     assert results[rank].stderr.splitlines()[-1] == message, results
@@ -155,7 +155,7 @@ def test_under_a_launcher_the_message_comes_once(tmp_path, flags, environment):
     path = f"{os.path.dirname(os.sys.executable)}:{os.environ['PATH']}"
     start = time.monotonic()
     result = run_command(command, env={**os.environ, **environment, "PATH": path})
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     assert result.returncode == 1
     ours = result.stderr.partition("torch/distributed/elastic")[0]
     assert ours.count("error: the input is wrong.") == result.stderr.count("the input is wrong.") == 1
