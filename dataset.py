@@ -37,6 +37,7 @@ MAGIC = b"DISTILTK"
 TRAILER = struct.Struct("<IQ8s")  # crc32 of the JSON, its length, the magic word
 ALIGNMENT = 64
 CHUNK = 1 << 24  # bytes
+UNPACKED, MANY_TOKENS = 100, 1 << 20  # a pickle of another tool may unpack to so many tokens a byte, or so many in all
 SLOW_BYTES = 1 << 27  # of a pickle of another tool; such a one takes minutes to load
 BLOCK_TOKENS, BLOCK_SEQUENCES = 1 << 22, 1 << 18  # at most so many of either are looked at together
 
@@ -292,12 +293,12 @@ def _load_list_pickle(path: Path) -> TokensInMemory:
         sequences = list(np.atleast_1d(sequences))  # its rows
     if not isinstance(sequences, (list, tuple)) or len(sequences) == 0:
         raise InputError(f"{path} holds no list of token sequences, but a {type(sequences).__name__}.")
-    if not all(map(_is_of_ids, sequences)):
+    if not all(map(is_of_integers, sequences)):
         raise InputError(f"{path} holds a list, but not of 1-D sequences of token ids.")
     offsets = np.zeros(len(sequences) + 1, np.int64)
     np.cumsum(list(map(len, sequences)), out=offsets[1:])
-    if offsets[-1] > path.stat().st_size:  # a pickle can name one sequence a million times
-        raise InputError(f"{path} was refused: it unpacks to {offsets[-1]:,} tokens, more than its bytes can hold.")
+    if offsets[-1] > max(MANY_TOKENS, UNPACKED * path.stat().st_size):  # a pickle can name one sequence many times
+        raise InputError(f"{path} was refused: its {path.stat().st_size:,} bytes unpack to {offsets[-1]:,} tokens.")
     arrays = [np.asarray(sequence) for sequence in sequences]
     if any(array.size and array.dtype.kind not in "iu" for array in arrays):  # a list of integers beyond 64 bits
         raise InputError(f"{path} holds numbers that are no token ids (they have more than 64 bits).")
@@ -307,8 +308,8 @@ def _load_list_pickle(path: Path) -> TokensInMemory:
     return TokensInMemory(path, tokens.astype(token_dtype(int(tokens.max(initial=0)) + 1), copy=False), offsets)
 
 
-def _is_of_ids(sequence: object) -> bool:
-    """Whether it is a flat sequence of integers; nothing is copied to find out."""
+def is_of_integers(sequence: object) -> bool:
+    """Whether it is flat and of integers only. Copies nothing: a nested list can be far larger than its file."""
     if isinstance(sequence, np.ndarray):
         return sequence.ndim == 1 and (not sequence.size or sequence.dtype.kind in "iu")
     return isinstance(sequence, (list, tuple)) and all(

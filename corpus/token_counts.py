@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.files import TokenCorpus
-from dataset import TokenFile, load_plain_pickle
+from dataset import TokenFile, is_of_integers, load_plain_pickle
 from utils import InputError
 
 SPAN = 1 << 22  # tokens of one task
@@ -52,12 +52,11 @@ def _count_span(task: tuple[TokenFile, int, int, int]) -> np.ndarray:
 def load_token_counts(path: str | Path, vocab_size: int) -> np.ndarray:
     """(vocab_size,) int64 occurrences of each token. Raises: InputError if they are of another vocabulary."""
     loaded = load_plain_pickle(path)
-    try:
-        counts = np.asarray(loaded)
-    except ValueError:  # ragged
-        counts = np.asarray(None)
-    if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts.size and counts.min() < 0):
+    counts = np.asarray(loaded if is_of_integers(loaded) else "no counts")
+    if counts.dtype.kind not in "iu" or (counts.size and counts.min() < 0):
         raise InputError(f"{path} holds no list of counts, one per token; scripts/token_counts.py makes one.")
+    if not counts.any():
+        raise InputError(f"{path} counts every token 0 times; make it again with scripts/token_counts.py.")
     if len(counts) != vocab_size:
         raise InputError(
             f"{path} counts a vocabulary of {len(counts)} tokens, but the tokenizer has {vocab_size}; "

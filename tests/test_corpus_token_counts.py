@@ -21,7 +21,9 @@ def test_wrong_counts_are_refused(tmp_path, path):
     counts = tmp_path / "counts.pickle"
     for value, message in (
         ([1] * 28996, "28996"),
-        ({"a": 1}, "no list"),
+        ({"a": 1}, "lists and arrays of numbers"),
+        ([0] * 30522, "0 times"),
+        ([1 << 64] * 30522, "no list"),
         ([0.5] * 10, "no list"),
         ([[1], [2, 3]], "no list"),
         (Hostile(), "system"),

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 
+import binarized_data
 import compare_models
 import corpus_doctor
 import extract_for_distil
@@ -191,3 +192,18 @@ def test_paths_of_odd_kinds_are_named_before_models_load(workspace, tmp_path, ca
     assert error.count("error: ") == 1
     assert str(odd) in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_without_a_tokenizer_takes_the_one_that_is_named(workspace, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(workspace / "bert-base-uncased" / name, teacher)
+    train(workspace, tmp_path / "run", "--teacher_name", teacher, "--gradient_accumulation_steps", 40, expect=2)
+    assert f"no tokenizer in {teacher}" in capsys.readouterr().err
+    named = ["--tokenizer_name", workspace / "bert-base-uncased"]
+    train(workspace, tmp_path / "run", "--teacher_name", teacher, *named, "--gradient_accumulation_steps", 40)
+    text = ["--file_path", workspace / "dump.txt", "--dump_file", tmp_path / "text"]
+    run(binarized_data, *text, "--tokenizer_name", teacher, expect=2)
+    assert f"no tokenizer in {teacher}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("text*"))

@@ -96,6 +96,9 @@ def test_of_a_teacher_without_a_head_the_encoder_is_taken(workspace, tmp_path, c
     assert state and all(name.startswith("distilbert.") for name in state)
     text = workspace / "text.bert-base-uncased.pickle"
     run(extract_for_distil, *flags, "--choose_layers", "--data_file", text, expect=2)
+    assert "no tokenizer in" in capsys.readouterr().err
+    load_tokenizer(workspace / "bert-base-uncased").save_pretrained(tmp_path / "bare")
+    run(extract_for_distil, *flags, "--choose_layers", "--data_file", text, expect=2)
     assert "has no language-model head" in capsys.readouterr().err
 
 

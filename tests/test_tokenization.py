@@ -1,9 +1,18 @@
 """What the toolkit asks of a tokenizer."""
 
 import pytest
+from small_models import SMALL
 
-from corpus.tokenization import tokenizer_short_name, vocabulary_difference, word_beginnings
+from corpus.tokenization import load_tokenizer, tokenizer_short_name, vocabulary_difference, word_beginnings
 from utils import InputError
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_a_model_without_a_vocabulary_has_no_tokenizer(family, tmp_path):
+    """For some families `transformers` would make one up, of special tokens alone."""
+    SMALL[family].save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no tokenizer in"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_short_name_is_the_last_path_component():
