@@ -40,7 +40,7 @@ from training.configurations import check_memory, load_configs, longest_sequence
 from training.distributed import World, choose_dtype, describe_device, init_world
 from training.flags import sanity_checks, whole_model
 from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
-from training.resume import check_resume, fingerprint
+from training.resume import check_resume, fingerprint, fingerprint_of_shape
 from training.sentence_encoder import sentence_transformers_files
 from utils import InputError, logger
 
@@ -183,7 +183,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     student, teacher = build_models(args, recipe, student_cfg, kept, world.device)
     if args.alpha_cos and student.dim != teacher.dim:
         logger.info("hidden states are compared through a learned projection from %d to %d", student.dim, teacher.dim)
-    parameters = describe_run(args, text, data, tokenizer, teacher, dtype, world)
+    parameters = describe_run(args, text, data, tokenizer, student, teacher, dtype, world)
     if state:
         check_resume(run_folder.load_parameters(args.dump_path), parameters, student.uses_dropout)
     folder = None
@@ -196,8 +196,8 @@ def run(args: argparse.Namespace, world: World) -> int:
 
 
 def describe_run(
-    args: argparse.Namespace, text: TokenCorpus, data: RunData, tokenizer, teacher: LanguageModel | None,
-    dtype: torch.dtype, world: World,
+    args: argparse.Namespace, text: TokenCorpus, data: RunData, tokenizer, student: LanguageModel,
+    teacher: LanguageModel | None, dtype: torch.dtype, world: World,
 ) -> dict:  # fmt: skip
     """What parameters.json holds: every flag, and what tells the contents of all that the run reads."""
     return vars(args) | {
@@ -205,6 +205,7 @@ def describe_run(
         "left_out": None if data.left_out is None else fingerprint([torch.from_numpy(data.left_out)]),
         "valid_data": data.held_out[""].dataset.corpus.identity if args.valid_data_file else None,
         "masking": fingerprint([torch.from_numpy(data.masking.token_probs)]) if data.masking else None,
+        "shape": fingerprint_of_shape(student.model.config),
         "teacher": fingerprint(teacher.state_dict().values()) if teacher else None,
         "tokenizer": describe_tokenizer(tokenizer)["vocab_hash"],
         "dtype": str(dtype),

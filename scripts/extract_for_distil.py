@@ -143,6 +143,11 @@ def main(args: argparse.Namespace) -> None:
     utils.check_output_file(shape, "--dump_checkpoint, the student's shape beside it:")
     if shape == target:
         raise InputError(f"--dump_checkpoint {target}: that is the name of the shape beside the weights; give a .pth.")
+    if shape.name == "config.json" and shape.exists():
+        raise InputError(
+            f"--dump_checkpoint {target}: the student's shape would replace {shape}, a model's configuration; give "
+            f"another name."
+        )
     if args.save_model:
         utils.check_new_folder(args.save_model, "--save_model")
     needs_tokenizer = args.save_model or args.choose_layers

@@ -13,7 +13,7 @@ ORDER = (
     "train",
     "distiller",
     "evaluation: breakdown layer_choice sentence_similarity squad fine_tuning scores glue held_out",
-    "training: configurations sentence_encoder flags dry_run resume meter optimization objective batches "
+    "training: configurations sentence_encoder resume flags dry_run meter optimization objective batches "
     "vocabulary_loss relation_loss losses recipe run_folder checkpoint folders model_card metrics_files distributed "
     "attention memory stop_signal",
     "lm_seqs_dataset",

@@ -86,6 +86,14 @@ def test_bad_input(workspace, tmp_path, capsys, flags, message):
     assert not target.exists()
 
 
+def test_the_teachers_own_configuration_is_not_replaced(workspace, capsys):
+    teacher = workspace / "bert-base-uncased"
+    before = (teacher / "config.json").read_bytes()
+    run(extract_for_distil, "--bert_model", teacher, "--dump_checkpoint", teacher / "config.pth", expect=2)
+    assert "would replace" in capsys.readouterr().err
+    assert (teacher / "config.json").read_bytes() == before and not (teacher / "config.pth").exists()
+
+
 def test_of_a_teacher_without_a_head_the_encoder_is_taken(workspace, tmp_path, capsys):
     teacher = BertModel.from_pretrained(workspace / "bert-base-uncased", add_pooling_layer=False)
     teacher.save_pretrained(tmp_path / "bare")

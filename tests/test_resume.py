@@ -54,6 +54,15 @@ def test_what_changes_the_result_may_not(changes, message):
         check_resume(OLD, OLD | changes, uses_dropout=True)
 
 
+def test_the_students_shape_counts_and_not_the_flags_that_say_it():
+    old = OLD | {"shape": 1, "n_layers": None, "eval_interval": None}
+    check_resume(old, old | {"n_layers": 2, "eval_interval": 5}, uses_dropout=True)
+    with pytest.raises(InputError, match=re.escape(": --n_layers (None then, 3 now);")):
+        check_resume(old, old | {"n_layers": 3, "shape": 2}, uses_dropout=True)
+    with pytest.raises(InputError, match=re.escape("the student's shape (1 then, 2 now)")):
+        check_resume(old, old | {"shape": 2}, uses_dropout=True)
+
+
 def test_micro_batches_matter_only_with_dropout():
     check_resume(OLD, OLD | {"tokens_per_micro_batch": 1024}, uses_dropout=False)
     with pytest.raises(InputError, match="--tokens_per_micro_batch"):
@@ -67,7 +76,10 @@ def test_what_a_run_reads_is_told_by_its_content(workspace, tmp_path, capsys):
     train(workspace, run, "--teacher_name", teacher)
     moved = tmp_path / "moved"
     teacher.rename(moved)
-    train(workspace, run, "--teacher_name", moved, "--resume")
+    same = ["--teacher_type", "bert", "--n_layers", 2, "--vocab_size", 160, "--eval_interval", 3]
+    train(workspace, run, "--teacher_name", moved, *same, "--resume")
+    train(workspace, run, "--teacher_name", moved, "--dropout", 0, "--resume", expect=2)
+    assert "--dropout (None then, 0.0 now)" in capsys.readouterr().err
     from safetensors.torch import load_file, save_file
 
     weights = load_file(moved / "model.safetensors")

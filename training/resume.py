@@ -4,29 +4,39 @@ What a run reads is told by its content, not by its name: a teacher whose weight
 and one that was moved is the same.
 """
 
+import json
 import zlib
 from collections.abc import Iterable
 
 import torch
+from transformers import PretrainedConfig
 
+from models.families import DROPOUT
+from training.flags import ARCHITECTURE
 from utils import InputError, logger
 
 # Flags that may differ, because they don't change the result, or because the content of what they name is compared.
 HARMLESS = {
     "command", "force", "resume", "dump_path", "log_interval", "checkpoint_interval", "keep_checkpoints", "num_workers",
-    "on_full_disk", "max_bad_steps",
+    "on_full_disk", "max_bad_steps", "eval_interval", "teacher_type",
     "local_rank", "n_gpu", "fp16_opt_level", "peak_tflops", "dry_run", "data_file", "valid_data_file", "token_counts",
     "teacher_name", "tokenizer_name", "leave_out",
 }  # fmt: skip
+# These say the student's shape, and matter only if it is another one.
+OF_SHAPE = {*ARCHITECTURE, *DROPOUT, "student_type", "student_config"}
 CONTENTS = {  # as they stand in parameters.json -> what is said of them
     "data": "the text of --data_file",
     "left_out": "the list of --leave_out",
     "valid_data": "the text of --valid_data_file",
     "masking": "the counts of --token_counts",
+    "shape": "the student's shape",
     "teacher": "the weights of --teacher_name",
     "tokenizer": "the vocabulary of --tokenizer_name",
     "processes": "the number of processes",
 }
+
+
+WRITTEN_BESIDE = ("transformers_version", "architectures", "dtype", "torch_dtype")
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
@@ -35,6 +45,12 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
     for tensor in filter(torch.Tensor.numel, tensors):  # an empty one has no bytes to view
         crc = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
     return crc
+
+
+def fingerprint_of_shape(config: PretrainedConfig) -> int:
+    """A checksum of all that makes a model what it is: not of where it was loaded from, nor by which version."""
+    values = {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", *WRITTEN_BESIDE)}
+    return zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())
 
 
 def check_resume(old: dict, new: dict, uses_dropout: bool) -> None:
@@ -46,6 +62,10 @@ def check_resume(old: dict, new: dict, uses_dropout: bool) -> None:
     Raises: InputError that names what differs, and what to give instead.
     """
     changed = {key for key in new if key in old and key not in HARMLESS and new[key] != old[key]}
+    if "shape" not in changed:
+        changed -= OF_SHAPE
+    elif changed & OF_SHAPE:
+        changed.remove("shape")  # the flags say it better
     if "processes" in changed:
         _check_processes(old, new)
         changed -= {"processes", "gradient_accumulation_steps"}
