@@ -26,7 +26,7 @@ import run_glue
 import train
 import utils
 from evaluation import scores
-from evaluation.glue import TASKS
+from evaluation.glue import TASKS, read_task
 from training import flags
 from training.recipe import Recipe
 from training.run_folder import METRICS, read_metrics
@@ -163,6 +163,11 @@ def main(args: argparse.Namespace) -> int:
     teacher = base.teacher_name or flags.DEFAULT_TEACHER
     rows = [row for row in ROWS if row in args.rows]
     commands = {row: flags_of(row, args.training, base) for row in rows}
+    models = [teacher, *(str(folder / row) for row in rows)]
+    utils.distinct_names(models, f"--rows and the teacher {teacher}")
+    tasks = [TASKS[name] for name in args.tasks if name != run_glue.NONE]
+    for task in tasks:
+        read_task(task, args.data_dir)  # before hours of training, so that what is wrong with them is told now
     for row, command in commands.items():
         logger.info("%s: %s", row, ROWS[row].title)
         flags_of_run = [*command, "--teacher_name", teacher, "--dump_path", str(folder / row), "--resume"]
@@ -173,8 +178,7 @@ def main(args: argparse.Namespace) -> int:
                 logger.info("%s is not finished; the same command continues there", row)
             return status
     output = folder / "glue.jsonl"
-    models = [teacher, *(str(folder / row) for row in rows)]
-    if args.tasks != [run_glue.NONE]:
+    if tasks:
         more = ["--data_dir", args.data_dir] if args.data_dir else []
         more += ["--max_train_examples", str(args.max_train_examples)] if args.max_train_examples else []
         more += ["--n_gpu", "0"] if base.n_gpu == 0 else []

@@ -224,6 +224,8 @@ def main(args: argparse.Namespace) -> None:
     utils.check_needed(args, make_parser(), "distil", "alpha_ce", "temperature")
     if args.distil and not (args.save_models and args.models[1:]):
         raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
+    if args.save_models:
+        utils.check_output_folder(args.save_models, "--save_models")
     students = args.models[1:] if args.distil else []
     names = utils.distinct_names([*args.models, *map(taught, students)], "--models")
     known = scores.read(args.output)

@@ -94,6 +94,13 @@ def test_what_can_not_be_is_told(tmp_path, workspace, training, capsys):
     assert "--resume is not to be given" in capsys.readouterr().err
     run(ablation, "--output_dir", tmp_path, "--tasks", "none", "--", "--data_file", "no.pickle", expect=2)
     assert "the same command continues" not in capsys.readouterr().err
+    missing = ["--data_dir", tmp_path / "nothing", "--tasks", "CoLA"]
+    run(ablation, "--output_dir", tmp_path / "ablation", *missing, "--", *training, expect=2)
+    assert "CoLA/train.tsv does not exist" in capsys.readouterr().err
+    same_name = ["--teacher_name", tmp_path / "no_ce"]
+    run(ablation, "--output_dir", tmp_path / "ablation", "--tasks", "none", "--", *training, *same_name, expect=2)
+    assert "two of them have the same name" in capsys.readouterr().err
+    assert not (tmp_path / "ablation").exists()  # nothing was trained before that was told
     base = flags.make_parser("").parse_args(["--data_file", "x", "--dump_path", "y"])
     with pytest.raises(InputError, match="name no --from_pretrained_weights"):
         ablation.flags_of("random_init", ["--data_file", "x"], base)

@@ -364,7 +364,7 @@ def swap_tokens(folder, one, other):
         (["--student_config", "{t}/none.json"], "none.json does not exist"),
         (["--student_config", "{t}/other_vocabulary.json"], "do not share a vocabulary"),
         (["--student_config", "{t}/wide.json", "--n_layers", "2"], "--n_layers contradicts"),
-        (["--student_pretrained_weights", "{t}/swapped"], "2 entries differ, the first is 6: 'a' and 'b'"),
+        (["--student_pretrained_weights", "{t}/swapped"], "2 entries differ, the first is 28: 'a' and 'b'"),
         (["--student_pretrained_weights", "{t}/none.pth"], "none.pth does not exist"),
         (["--student_pretrained_weights", "{t}/hostile.pth"], "hostile.pth is no file of weights"),
         (["--student_pretrained_weights", "{t}/misfit.pth"], "misfit.pth does not fit"),

@@ -1,7 +1,7 @@
 """The terms of the distillation loss, of each row or summed over rows: the caller divides by how many rows there are in
 the whole step, so that batches of unequal size weigh by their tokens.
 
-Pure functions of tensors, in float32 whatever comes in.
+Pure functions of tensors, in float32, or in float64 if that comes in.
 Dimensions: n rows (hidden states or logits of some of the tokens); voc_size; dim.
 """
 
@@ -40,16 +40,21 @@ class Terms(NamedTuple):
         return cls(*torch.zeros(len(cls._fields), dtype=torch.float64, device=device))
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision becomes float32; float64, in which tests compute, stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def distillation(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """T^2 KL(softmax(t / T) || softmax(s / T)) of each row (Hinton et al., 2015; T^2 keeps the gradient's size).
 
     Args:
         s_logits, t_logits: (n, voc_size) of student and teacher.
 
-    Returns: (n,) float32.
+    Returns: (n,) float32 or float64.
     """
-    s_log_probs = F.log_softmax(s_logits.float() / temperature, dim=-1)  # (n, voc_size)
-    t_log_probs = F.log_softmax(t_logits.float() / temperature, dim=-1)  # (n, voc_size)
+    s_log_probs = F.log_softmax(at_least_float32(s_logits) / temperature, dim=-1)  # (n, voc_size)
+    t_log_probs = F.log_softmax(at_least_float32(t_logits) / temperature, dim=-1)  # (n, voc_size)
     return F.kl_div(s_log_probs, t_log_probs, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
@@ -60,9 +65,9 @@ def cross_entropy(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         s_logits: (n, voc_size).
         labels: (n,) int64.
 
-    Returns: (n,) float32.
+    Returns: (n,) float32 or float64.
     """
-    return F.cross_entropy(s_logits.float(), labels, reduction="none")
+    return F.cross_entropy(at_least_float32(s_logits), labels, reduction="none")
 
 
 class Widening(nn.Module):
@@ -85,6 +90,6 @@ def cosine(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
     Args:
         s_hidden, t_hidden: (n, dim).
 
-    Returns: scalar, float32.
+    Returns: scalar, float32 or float64.
     """
-    return (1 - F.cosine_similarity(s_hidden.float(), t_hidden.float(), dim=-1)).sum()
+    return (1 - F.cosine_similarity(at_least_float32(s_hidden), at_least_float32(t_hidden), dim=-1)).sum()

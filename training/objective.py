@@ -27,7 +27,7 @@ class Objective:
         student: the model to train.
         teacher: frozen; None where no loss needs one.
         device: of both.
-        dtype: torch.float32, or what to compute in under autocast.
+        dtype: what to compute in: half precision under autocast, else the models' own.
 
     Attributes:
         names: what the log calls each term.
@@ -88,7 +88,7 @@ class Objective:
 
         Returns: the weighted loss, a scalar, and the sums over rows, without gradient.
         """
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
             s_hidden = self.student.hidden(batch.input_ids, batch.attention_mask)  # (bs * seq_length, dim)
             if self.recipe.uses_logits:
                 s_rows = self.student.transform(s_hidden.index_select(0, batch.head_positions))  # (n_rows, dim)
@@ -109,7 +109,7 @@ class Objective:
             sums = sums.map(operator.add, of_logits)
         if weights.cos:
             s_tokens = s_hidden.index_select(0, batch.token_positions)  # (n_tokens, dim); its gradient needs no sorting
-            cos = losses.cosine(self.widening(s_tokens.float()), t_hidden[batch.token_positions])
+            cos = losses.cosine(self.widening(losses.at_least_float32(s_tokens)), t_hidden[batch.token_positions])
             loss = loss + weights.cos * cos
             sums = sums._replace(cos=cos.detach().double())
         if weights.relation:

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 
 import torch
 
+from training.losses import at_least_float32
+
 KINDS = ("queries", "keys", "values")
 PAPERS_HEADS = 48  # of the paper's students of BERT-base
 MAP_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}  # of the maps that are alive at once
@@ -51,7 +53,7 @@ def relation_loss(
         causal: a token is related only to itself and those before it.
         map_entries: floats of a map at once; None for what suits the device.
 
-    Returns: scalar, float32, with its gradient by `s_vectors`; `backward` may be called on it once.
+    Returns: scalar, float32 or float64, with its gradient by `s_vectors`; `backward` may be called on it once.
     """
     device = s_vectors[0].device.type
     map_entries = map_entries or MAP_ENTRIES.get(device, max(MAP_ENTRIES.values()))
@@ -68,7 +70,7 @@ class _RelationLoss(torch.autograd.Function):
             gradients.append(gradient)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [s.dtype for s in s_vectors]
-        return total.float()
+        return total.to(gradients[0].dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -85,8 +87,10 @@ def _loss_and_gradient(
     s, t = (_heads(x, n_heads, attended) for x in (s, t))  # (bs * n_heads, seq_length, width of a head)
     # What is added to products: by column at padding, (bs * n_heads, 1, seq_length), and at later tokens,
     # (1, seq_length, seq_length). Rows of padding need nothing: its vectors are 0, so both models agree there.
-    padding = None if attended is None else (UNRELATED * ~attended).repeat_interleave(n_heads, 0)[:, None]
-    later = torch.full((1, seq_length, seq_length), UNRELATED, device=s.device).triu(1) if causal else None
+    padding = None if attended is None else (UNRELATED * ~attended).to(s.dtype).repeat_interleave(n_heads, 0)[:, None]
+    later = (
+        torch.full((1, seq_length, seq_length), UNRELATED, dtype=s.dtype, device=s.device).triu(1) if causal else None
+    )
     gradient = torch.empty_like(s)
     loss = torch.zeros((), dtype=torch.float64, device=s.device)
     at_once = max(1, map_entries // seq_length**2)
@@ -109,7 +113,7 @@ def _heads(x: torch.Tensor, n_heads: int, attended: torch.Tensor | None) -> torc
     """(bs, seq_length, width) -> (bs * n_heads, seq_length, d = width / n_heads), float32, 0 at padding, and divided by
     d ** 0.25: then the product of two is divided by sqrt(d)."""
     bs, seq_length, width = x.shape
-    x = x.float() * (width // n_heads) ** -0.25
+    x = at_least_float32(x) * (width // n_heads) ** -0.25
     if attended is not None:
         x.masked_fill_(~attended[:, :, None], 0)
     return x.view(bs, seq_length, n_heads, -1).transpose(1, 2).flatten(0, 1).contiguous()

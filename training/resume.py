@@ -36,7 +36,10 @@ CONTENTS = {  # as they stand in parameters.json -> what is said of them
 }
 
 
-WRITTEN_BESIDE = ("transformers_version", "architectures", "dtype", "torch_dtype")
+# Of a configuration: where it was loaded from, which version wrote it, and how the table of positions begins.
+NOT_OF_SHAPE = (
+    "_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "sinusoidal_pos_embds",
+)  # fmt: skip
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
@@ -48,8 +51,8 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def fingerprint_of_shape(config: PretrainedConfig) -> int:
-    """A checksum of all that makes a model what it is: not of where it was loaded from, nor by which version."""
-    values = {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", *WRITTEN_BESIDE)}
+    """A checksum of what makes a model's shape."""
+    values = {key: value for key, value in config.to_dict().items() if key not in NOT_OF_SHAPE}
     return zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())
 
 

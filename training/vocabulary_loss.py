@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from training.losses import Terms
+from training.losses import Terms, at_least_float32
 
 ALIGNMENT = 8
 CHUNK_ROWS = {"cpu": 256, "cuda": 4096}  # on a CPU the logits should stay near the cores
@@ -48,8 +48,8 @@ class Projection(NamedTuple):
         return cls(weight, bias, voc_size)
 
     def logits(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """(n, dim) in the dtype of the weight -> (n, voc_padded) float32, in `out`."""
-        if self.weight.dtype == torch.float32:
+        """(n, dim) in the dtype of the weight -> (n, voc_padded), in `out`, float32 or float64."""
+        if self.weight.dtype == out.dtype:
             return torch.addmm(self.bias, rows, self.weight.T, out=out)
         return out.copy_(nn.functional.linear(rows, self.weight, self.bias))
 
@@ -74,7 +74,7 @@ def vocabulary_loss(
 
     Args:
         s_rows: (n, dim) what the student's projection is applied to; in any dtype.
-        s_linear: that projection; its weight and bias get gradients, in float32.
+        s_linear: that projection; its weight and bias get gradients, in float32 or float64.
         s_projection: `Projection.of` it, as it is now.
         t_rows: (n, dim of the teacher); None if neither ce nor mse is wanted.
         t_projection: the teacher's.
@@ -85,7 +85,7 @@ def vocabulary_loss(
         chunk_rows: rows at a time; None for `usual_chunk`.
 
     Returns:
-        loss: scalar, float32, the weighted sum of the terms; `backward` may be called on it once.
+        loss: scalar, float32 or float64, the weighted sum of the terms; `backward` may be called on it once.
         sums: ce, mse and labels: the sums over rows, scalars, float64, without gradient.
     """
     chunk_rows = chunk_rows or usual_chunk(s_rows.device, len(s_projection.weight))
@@ -102,6 +102,7 @@ class _VocabularyLoss(torch.autograd.Function):
         ctx, s_rows, weight, bias, s_projection, t_rows, t_projection, labels, weights, temperature, chunk_rows
     ):
         dtype, voc_size = s_projection.weight.dtype, s_projection.voc_size
+        full = torch.promote_types(dtype, torch.float32)
         n, voc_padded = len(s_rows), len(s_projection.weight)
         x = s_rows.detach().to(dtype)  # (n, dim)
         # The weights are alphas divided by thousands of rows, and float16 would round such gradients to 0. So they are
@@ -109,11 +110,11 @@ class _VocabularyLoss(torch.autograd.Function):
         scale = max(weights) or 1.0
         relative = weights.map(lambda value: value / scale)
         grad_rows = torch.empty_like(x)
-        grad_weight = x.new_zeros(voc_padded, x.shape[1], dtype=torch.float32)
-        grad_bias = x.new_zeros(voc_padded, dtype=torch.float32)
+        grad_weight = x.new_zeros(voc_padded, x.shape[1], dtype=full)
+        grad_bias = x.new_zeros(voc_padded, dtype=full)
         sums = Terms.zeros(x.device)
         # Made once: to get fresh memory from the system for each chunk takes as long as the softmax itself.
-        buffers = x.new_empty(4, min(chunk_rows, n), voc_padded, dtype=torch.float32)
+        buffers = x.new_empty(4, min(chunk_rows, n), voc_padded, dtype=full)
 
         for start in range(0, n, chunk_rows):
             chunk = slice(start, min(start + chunk_rows, n))
@@ -126,7 +127,7 @@ class _VocabularyLoss(torch.autograd.Function):
             grad_bias += grad.sum(0)
             grad = grad.to(dtype)
             torch.mm(grad, s_projection.weight, out=grad_rows[chunk])
-            if dtype == torch.float32:
+            if dtype == full:
                 grad_weight.addmm_(grad.T, x[chunk])
             else:
                 grad_weight += grad.T @ x[chunk]
@@ -135,14 +136,14 @@ class _VocabularyLoss(torch.autograd.Function):
         ctx.scale, ctx.rows_dtype, ctx.has_bias = scale, s_rows.dtype, bias is not None
         loss = sum(weights.map(operator.mul, sums))
         ctx.mark_non_differentiable(sums.ce, sums.mse, sums.labels)
-        return loss.float(), sums.ce, sums.mse, sums.labels
+        return loss.to(full), sums.ce, sums.mse, sums.labels
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
         grad_rows, grad_weight, grad_bias = ctx.saved_tensors
-        scale = grad_loss.float() * ctx.scale
-        grad_rows = (grad_rows.float() * scale).to(ctx.rows_dtype)
+        scale = at_least_float32(grad_loss) * ctx.scale
+        grad_rows = (at_least_float32(grad_rows) * scale).to(ctx.rows_dtype)
         return grad_rows, grad_weight.mul_(scale), grad_bias * scale if ctx.has_bias else None, *[None] * 7
 
 
