@@ -13,6 +13,7 @@ import copy
 import hashlib
 import itertools
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -148,5 +149,11 @@ def digest(*arrays: np.ndarray) -> str:
     return hashlib.sha256(np.concatenate(arrays).astype("<i8").tobytes()).hexdigest()[:16]
 
 
+def as_text(numbers: dict) -> str:
+    """JSON with a line for each step, so that a difference is easy to read."""
+    whole = json.dumps(numbers, indent=1)
+    return re.sub(r"\{\n {4}([^{}]*?)\n {3}\}", lambda step: "{" + " ".join(step[1].split()) + "}", whole) + "\n"
+
+
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(golden(), indent=1) + "\n")
+    FILE.write_text(as_text(golden()))
