@@ -455,10 +455,10 @@ def test_force_overwrites_a_run_and_nothing_else(workspace, tmp_path, capsys):
 def test_resume_without_a_state_overwrites_nothing_but_a_run(workspace, tmp_path, capsys):
     teacher = tmp_path / "teacher"
     shutil.copytree(workspace / "bert-base-uncased", teacher)
-    before = {path.name: path.read_bytes() for path in teacher.iterdir()}
+    before = {path: path.read_bytes() for path in teacher.rglob("*") if path.is_file()}
     train(workspace, teacher, "--resume", "--teacher_name", teacher, expect=2)
     assert "is not the output of a run" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
+    assert {path: path.read_bytes() for path in teacher.rglob("*") if path.is_file()} == before
 
     folder = tmp_path / "run"
     train(workspace, folder)
