@@ -235,7 +235,7 @@ def compiling(setup: Setup) -> Iterator[str]:
             n_graphs = counters["stats"]["unique_graphs"]
             row = measure(distiller, steps, setup.size.rounds).row(f"{title}, {'compiled' if compiled else 'eager'}")
             rows.append([*row, f"{first:.0f}", str(n_graphs), str(counters["stats"]["unique_graphs"] - n_graphs)])
-        # A row is a model and what made it compile anew: 2 graphs are the least, one a model.
+        # Two graphs are the least, one for each model; every further one was compiled for a new kind of batch.
         yield utils.markdown_table([*STEP_HEADER, "first steps, s", "graphs", "and later"], rows)
 
 
