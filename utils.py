@@ -5,6 +5,7 @@ Imports no other file of the project.
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import json
 import logging
@@ -418,14 +419,9 @@ def _check_can_create(flag: str, path: Path, folder: Path) -> None:
 
 def new_file_mode() -> int:
     """The permissions that the user's umask gives a new file."""
-    return new_folder_mode() & 0o666
-
-
-def new_folder_mode() -> int:
-    """The permissions that the user's umask gives a new folder."""
     umask = os.umask(0)
     os.umask(umask)
-    return 0o777 & ~umask
+    return 0o666 & ~umask
 
 
 @contextlib.contextmanager
@@ -461,24 +457,49 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator:
     Raises: OSError with the path; the file that stood under the name before is then untouched.
     """
     path = Path(path)
-    try:
+    temporary = unfinished(path)
+    with naming_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        error.filename = str(path)  # what the user knows
-        raise
-    try:
-        with naming_write_errors(path), os.fdopen(handle, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, new_file_mode())  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        temporary.touch()
+        with only_writer(temporary, path):
+            try:
+                with open(temporary, mode) as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     fsync_folder(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file or folder lies until it is whole. What a killed process left there, the next one overwrites."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def only_writer(temporary: Path, path: Path) -> Iterator[None]:
+    """Locks what will have the name `path` when it is whole. Raises: InputError if another process writes it."""
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        lock(handle, path)
+        if not (temporary.exists() and os.path.samestat(temporary.stat(), os.fstat(handle))):
+            raise InputError(f"{path} has just been written by another process; call this again.")
+        yield
+    finally:
+        os.close(handle)
+
+
+def lock(handle: int, path: str | Path) -> None:
+    """For as long as the handle is open. Raises: InputError if another process writes to this path."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{path} is being written by another process; wait for it, or stop it.") from None
+    except OSError as error:
+        logger.warning("%s: no locks on this disk (%s); see that no other process writes it", path, error.strerror)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ pieces of a text can be divided among processes.
 
 import codecs
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from corpus.text_reader import BLOCK, open_text
-from utils import InputError
+from readers.json_reader import parse_json
 
 WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\W_a-z])|[。！？]+")
@@ -159,14 +158,9 @@ def _documents_of_json(piece: Piece, lines: list[str], text_column: str) -> Iter
     for number, line in enumerate(lines, piece.line):
         if not line.strip():
             continue
-        where = f"{piece.source}, line {number}"
-        try:
-            text = json.loads(line)[text_column]
-        except ValueError:
-            raise InputError(f"{where}: not a JSON object a line.") from None
-        except (KeyError, TypeError):
-            raise InputError(f"{where}: no {text_column!r} in it; name the text with --text_column.") from None
-        yield list(paragraphs(str(text).splitlines()))
+        shape = {text_column: (str, None)}
+        row = parse_json(line, f"{piece.source}, line {number}", shape, "name the text with --text_column")
+        yield list(paragraphs((row[text_column] or "").splitlines()))
 
 
 def _documents_of_extractor(lines: Iterable[str]) -> Iterator[Document]:

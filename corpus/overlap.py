@@ -9,17 +9,18 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from corpus.files import TokenCorpus
 from corpus.text_reader import TextReader, open_text, spans_of
+from readers.json_reader import parse_json, read_json
 from utils import InputError, atomic_write, check_input_file, progress_bar
 
 NGRAM = 8  # words; the shortest that GPT-3 used: many texts of GLUE have fewer than 13
 WORD = re.compile(r"\w+")
 SHOWN = 3
+OVERLAP = {"corpus": {"sequences": int, "tokens": int, "crc32": int}, "sequences": [int]}
 
 
 # ------------------------------------------------------------------------------------------------- the evaluation texts
@@ -34,16 +35,13 @@ def read_texts(path: str) -> list[str]:
     Raises: InputError if it is no such file.
     """
     check_input_file(path, "--against")
-    try:
-        if path.endswith(".json"):
-            with open_text(path) as (text, _):
-                return list(_strings(json.load(text)))
-        lines = [line for block in TextReader(spans_of([path])).blocks() for line in block.lines]
-        if path.endswith(".jsonl"):
-            return [string for line in lines for string in _strings(json.loads(line))]
-        return [field for line in lines for field in line.split("\t")]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"--against {path} is not JSON ({error}).") from None
+    if path.endswith(".json"):
+        with open_text(path) as (text, _):
+            return list(_strings(parse_json(text.read(), f"--against {path}")))
+    lines = [line for block in TextReader(spans_of([path])).blocks() for line in block.lines]
+    if path.endswith(".jsonl"):
+        return [string for line in lines for string in _strings(parse_json(line, f"--against {path}"))]
+    return [field for line in lines for field in line.split("\t")]
 
 
 def _strings(value) -> Iterator[str]:
@@ -187,12 +185,8 @@ def write_overlap(path: str, overlap: Overlap, corpus: TokenCorpus, n: int) -> N
 
 def load_overlap(path: str, corpus: TokenCorpus) -> np.ndarray:
     """(n,) sorted numbers of the sequences to leave out. Raises: InputError if it is no list of this corpus's."""
-    check_input_file(path, "--leave_out")
-    try:
-        content = json.loads(Path(path).read_text())
-        of, sequences = content["corpus"], np.unique(np.array(content["sequences"], np.int64))
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"--leave_out {path} was not written by scripts/corpus_doctor.py --overlap_file.") from None
+    content = read_json(path, OVERLAP, "scripts/corpus_doctor.py --overlap_file makes such a file", "--leave_out")
+    of, sequences = content["corpus"], np.unique(np.array(content["sequences"], np.int64))
     if of != corpus.identity:
         raise InputError(
             f"--leave_out {path} was made for another text than {corpus} ({of['sequences']:,} sequences, this one has "

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -25,9 +24,17 @@ from dataset import (
     tail,
     token_dtype,
 )
-from utils import InputError, RunError, fsync_folder, logger, write_json
+from readers.json_reader import read_json
+from utils import InputError, RunError, fsync_folder, lock, logger, write_json
 
 PROGRESS = "progress.json"  # in the folder of an unfinished file
+STATE = {
+    "made_by": dict,
+    "n_sequences": int,
+    "n_tokens": int,
+    "crc32": {"tokens": int, "offsets": int},
+    "progress": dict,
+}
 
 
 @contextlib.contextmanager
@@ -81,12 +88,7 @@ class TokenFileWriter:
             self._file, self._offsets = (self._open(name) for name in ("tokens", "offsets"))
         except OSError as error:
             raise InputError(f"{path} can't be written ({error.strerror}); choose another place.") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path} is being written by another process; wait for it, or stop it.") from None
-        except OSError as error:
-            logger.warning("%s: no locks on this disk (%s); see that no other process writes it", path, error.strerror)
+        lock(self._file, path)
         if resume and self.has_checkpoint:
             self._continue()
             return
@@ -109,13 +111,10 @@ class TokenFileWriter:
         self._write_offsets(np.zeros(1, "<i8"))
 
     def _continue(self) -> None:
-        try:
-            state = json.loads((self.folder / PROGRESS).read_text())
-            self.n_sequences, self.n_tokens, self._crc = state["n_sequences"], state["n_tokens"], state["crc32"]
-            made_by, self.progress = state["made_by"], state["progress"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"--resume: {self.folder / PROGRESS} is damaged; start over without --resume.") from None
-        if made_by != self.made_by:
+        state = read_json(self.folder / PROGRESS, STATE, "start over without --resume", "--resume:")
+        self.n_sequences, self.n_tokens, self._crc = state["n_sequences"], state["n_tokens"], state["crc32"]
+        self.progress = state["progress"]
+        if state["made_by"] != self.made_by:
             raise InputError(f"--resume: {self.folder} was made with another tokenizer; leave out --resume.")
         begin = {"tokens": len(head(0)), "offsets": 0}
         end = {"tokens": begin["tokens"] + self.n_tokens * self.dtype.itemsize, "offsets": (self.n_sequences + 1) * 8}

@@ -19,13 +19,19 @@ def load_tokenizer(name: str):
     quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        # Where there is no vocabulary, `transformers` makes up a tokenizer of special tokens alone.
-        if len(tokenizer.get_added_vocab()) < len(tokenizer.get_vocab()):
+        ids = set(tokenizer.get_vocab().values())
+    except Exception as error:  # a damaged file can raise nearly anything
+        problem = why_not_loaded(name, error)
+    else:
+        if len(ids) == len(tokenizer.get_added_vocab()):  # those that `transformers` makes up where there is nothing
+            problem = "there is no vocabulary: no tokenizer.json, vocab.txt or the like"
+        elif len(ids) != max(ids) + 1:
+            problem = f"its {len(ids):,} tokens have ids up to {max(ids):,}, so some are missing or given twice"
+        elif not isinstance(tokenizer.model_max_length, (int, float)):
+            problem = f"model_max_length of tokenizer_config.json is {tokenizer.model_max_length!r}, not a number"
+        else:
             return tokenizer
-        reason = "there is no vocabulary: no tokenizer.json, vocab.txt or the like"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = why_not_loaded(name, error)
-    raise InputError(f"no tokenizer in {name} ({reason}); name one with --tokenizer_name.")
+    raise InputError(f"no tokenizer in {name} ({problem}); name one with --tokenizer_name.")
 
 
 def describe_tokenizer(tokenizer) -> dict:

@@ -5,13 +5,13 @@ tokens are all kept is tokenized as before: WordPiece and Unigram still find the
 merges, since those that make up a kept token are kept with it. Other words fall into smaller pieces.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from readers.json_reader import read_json
 from utils import InputError, write_json
 
 KEPT_FILE = "kept_ids.json"  # beside a trimmed tokenizer
@@ -39,15 +39,12 @@ class Kept:
         file = Path(folder) / KEPT_FILE
         if not file.is_file():
             return None
-        try:
-            content = json.loads(file.read_text())
-            ids = np.array(content["kept_ids"], np.int64)
-            old_size, old_hash = content["of"]
-            right = ids.ndim == 1 and len(ids) and ids[0] >= 0 and (np.diff(ids) > 0).all() and ids[-1] < int(old_size)
-        except (ValueError, KeyError, TypeError, OverflowError):
-            right = False
-        if not right:
-            raise InputError(f"{file} is damaged; make the folder again with scripts/trim_vocabulary.py.")
+        way_out = "make the folder again with scripts/trim_vocabulary.py"
+        content = read_json(file, {"kept_ids": [int], "of": [(int, str)]}, way_out)
+        ids = np.array(content["kept_ids"], np.int64)
+        old_size, old_hash = content["of"] if [*map(type, content["of"])] == [int, str] else (0, "")
+        if not (len(ids) and ids[0] >= 0 and (np.diff(ids) > 0).all() and ids[-1] < old_size):
+            raise InputError(f"{file} is damaged; {way_out}.")
         return cls(ids, old_size, old_hash)
 
 

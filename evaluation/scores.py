@@ -11,8 +11,10 @@ import statistics
 from pathlib import Path
 
 from evaluation.glue import APART, TASKS
-from utils import InputError, markdown_table
+from readers.json_reader import read_json_lines
+from utils import markdown_table
 
+ROW = {"model": str, "task": str, "seed": (int, None), "weights": int, "metrics": {"score": float, ...: float}}
 RESULT = ("metrics", "seconds", "versions")
 
 
@@ -23,14 +25,7 @@ def read(path: str | Path) -> list[dict]:
     """
     if not Path(path).exists():
         return []
-    try:
-        lines = Path(path).read_text().splitlines(keepends=True)
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        if not all({"model", "task", "seed", "weights", "metrics"} <= row.keys() for row in rows):
-            raise ValueError
-    except (ValueError, AttributeError):
-        raise InputError(f"{path} is not a file of scripts/run_glue.py's scores; name another one.") from None
-    return rows
+    return read_json_lines(path, ROW, "name a file of scripts/run_glue.py's scores")
 
 
 def append(path: str | Path, row: dict) -> None:

@@ -8,9 +8,7 @@ Dimensions: n_windows; seq_length tokens of a window.
 """
 
 import heapq
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +17,12 @@ from transformers import AutoModelForQuestionAnswering
 
 from corpus.tokenization import load_tokenizer
 from evaluation.fine_tuning import load_for, longest, taken_by
-from utils import InputError, check_input_file, logger
+from readers.json_reader import read_json
+from utils import InputError, logger
 
 MAX_SEQ_LENGTH, DOC_STRIDE, MAX_QUERY_LENGTH = 384, 128, 64  # tokens
+ANSWERED = {"id": (str, int), "question": str, "answers": [{"text": str, "answer_start": int}]}
+SQUAD = {"data": [{"paragraphs": [{"context": str, "qas": [ANSWERED]}]}]}
 N_BEST, MAX_ANSWER_LENGTH = 20, 30  # answers; tokens
 
 
@@ -59,22 +60,18 @@ class Answer(NamedTuple):
 
 def read_questions(path: str, flag: str) -> list[Question]:
     """The questions of a file in SQuAD's format. Raises: InputError if it is none."""
-    check_input_file(path, flag)
-    try:
-        articles = json.loads(Path(path).read_text("utf-8"))["data"]
-        questions = [
-            Question(
-                str(qa["id"]),
-                qa["question"].strip(),
-                paragraph["context"],
-                tuple((answer["text"], int(answer["answer_start"])) for answer in qa["answers"]),
-            )
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for qa in paragraph["qas"]
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{flag} {path} is not in the format of SQuAD 1.1 ({error!r}).") from None
+    articles = read_json(path, SQUAD, "give a file in the format of SQuAD 1.1", flag)["data"]
+    questions = [
+        Question(
+            str(qa["id"]),
+            qa["question"].strip(),
+            paragraph["context"],
+            tuple((answer["text"], answer["answer_start"]) for answer in qa["answers"]),
+        )
+        for article in articles
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
     if not questions:
         raise InputError(f"{flag} {path} holds no questions.")
     if unanswered := [question.id for question in questions if not question.answers]:

@@ -4,7 +4,6 @@ No code that comes with a model is ever run: pickles are read for tensors only, 
 """
 
 import copy
-import json
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from models.families import family_of
+from readers.json_reader import read_json
 from utils import InputError, quiet_transformers, reason_of, why_not_loaded
 
 LIMITS = {  # of the numbers of a configuration, and of the flags for them
@@ -44,7 +44,7 @@ def read_config(name: str) -> PretrainedConfig:
         raise InputError(f"{name} does not exist.")
     try:
         if Path(name).is_file():
-            values = json.loads(Path(name).read_text())
+            values = read_json(name, dict)
             # "tie_weights_" is the original's name; files from before model types were written down are DistilBERT's.
             if "tie_weights_" in values:
                 values["tie_word_embeddings"] = values.pop("tie_weights_")
@@ -53,6 +53,8 @@ def read_config(name: str) -> PretrainedConfig:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # values of any kind can raise nearly anything
         raise InputError(f"{name}: no model configuration could be read ({why_not_loaded(name, error)}).") from None
+    # How outputs come is for the caller to say.
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config
 
 

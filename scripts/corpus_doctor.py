@@ -189,8 +189,13 @@ def check_counts(report: Report, counts_file: str, statistics: CorpusStatistics,
     counts = load_token_counts(counts_file, vocab_size)
     actual = np.zeros(max(vocab_size, len(statistics.counts)), np.int64)
     actual[: len(statistics.counts)] = statistics.counts
-    differing = int((counts != actual[:vocab_size]).sum())
-    if differing:
+    actual = actual[:vocab_size]
+    if uncounted := int(actual[counts == 0].sum()):
+        report.notes.append(
+            f"{uncounted:,} tokens of this text were counted 0 times in {counts_file}: --mlm_smoothing takes them for "
+            f"the rarest and masks them most often; count this text with scripts/token_counts.py"
+        )
+    elif differing := int((counts != actual).sum()):
         report.notes.append(
             f"{counts_file} is not the count of this text: {differing:,} entries differ (of a larger one?)"
         )

@@ -27,7 +27,7 @@ from corpus.tokenization import load_tokenizer
 from evaluation.fine_tuning import load_for, longest, taken_by
 from models.loading import load_config
 from training.folders import replacing_files
-from utils import InputError, logger, path
+from utils import InputError, logger, path, reason_of
 
 FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -157,7 +157,13 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # each part of ONNX Runtime has errors of its own
+            raise InputError(
+                f"{file} is no ONNX model, or damaged ({reason_of(error, 80)}); make it again with "
+                f"scripts/export_onnx.py."
+            ) from None
         self.names = [part.name for part in self.session.get_inputs()]
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> np.ndarray:

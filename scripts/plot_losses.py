@@ -60,7 +60,7 @@ def draw(axis, runs: dict[str, list[dict]], kind: str, name: str, title: str) ->
     for i, (run, rows) in enumerate(runs.items()):
         tokens, values = _points(rows, kind, name)
         if tokens:
-            axis.plot(tokens, values, label=run, color=f"C{i}", marker="." if kind == "valid" else None)
+            axis.plot(tokens, values, label=as_text(run), color=f"C{i}", marker="." if kind == "valid" else None)
     if name in TEACHERS:
         tokens, values = _points(next(iter(runs.values())), "valid", TEACHERS[name])
         if tokens:
@@ -69,6 +69,11 @@ def draw(axis, runs: dict[str, list[dict]], kind: str, name: str, title: str) ->
     axis.set_xlabel("million tokens")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
+
+
+def as_text(name: str) -> str:
+    """For matplotlib, which would take dollars for formulas and leave out what begins with an underscore."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def read_runs(folders: list[str]) -> dict[str, list[dict]]:

@@ -250,9 +250,12 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
 def read_table(name: str) -> str:
     utils.check_input_file(name, "--tables")
     try:
-        return Path(name).read_text()
+        text = Path(name).read_text()
     except (ValueError, OSError, MemoryError) as error:
         raise InputError(f"--tables {name} is no text ({utils.reason_of(error)}).") from None
+    if not text.strip():
+        raise InputError(f"--tables {name} is empty; leave it out.")
+    return text
 
 
 @utils.command_line(make_parser)

@@ -86,16 +86,21 @@ def run_script(script: Path, *arguments, **options) -> Result:
 
 def run_together(n: int, script: Path, *arguments, **options) -> list[Result]:
     """`n` processes with the environment that `torchrun --nproc_per_node n` would give them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with contextlib.ExitStack() as stack:
         started = [
-            stack.enter_context(running(script, *arguments, **options, **shared, RANK=str(rank), LOCAL_RANK=str(rank)))
-            for rank in range(n)
+            stack.enter_context(running(script, *arguments, **options, **environment))
+            for environment in environments(n)
         ]
         return [process.result() for process in started]
+
+
+def environments(n: int) -> list[dict[str, str]]:
+    """What `torchrun --nproc_per_node n` would add to the environment of each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
 
 
 def _run(script: str, arguments: list[str], cwd: str, environment: dict[str, str], output: Path) -> None:

@@ -305,7 +305,7 @@ def test_damage_to_an_unfinished_file_is_found(tmp_path, binarize, text, small_b
     assert "tokens is damaged" in capsys.readouterr().err
     (tokens.parent / "progress.json").write_text("{")
     binarize(text, "--resume", expect=2)
-    assert "progress.json is damaged" in capsys.readouterr().err
+    assert "progress.json: it is not JSON" in capsys.readouterr().err
     binarize(text)
     assert "what an interrupted run left" in capsys.readouterr().err
 

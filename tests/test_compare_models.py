@@ -40,7 +40,7 @@ def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
     run(plot_losses, "--runs", tmp_path / "student", "--output", tmp_path / "losses.png")
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     run(plot_losses, "--runs", workspace, "--output", tmp_path / "none.png", expect=2)
-    assert "is it the dump_path of a run?" in capsys.readouterr().err
+    assert "give the dump_path of a run" in capsys.readouterr().err
 
 
 def test_a_launcher_is_refused(workspace, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from test_make_dump import FIRST, SECOND
 
 from corpus import documents
+from utils import InputError
 
 
 def test_sentences_end_where_they_end():
@@ -62,6 +63,6 @@ def test_pieces_hold_whole_documents(tmp_path, monkeypatch, source, by_file, blo
 def test_a_wrong_line_has_its_number_in_every_piece(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 20 + "nonsense\n")
     monkeypatch.setattr(documents, "BLOCK", 30)
-    with pytest.raises(documents.InputError, match="line 21: not a JSON object"):
+    with pytest.raises(InputError, match="line 21: it is not JSON"):
         for piece in documents.pieces_of_file(tmp_path / "a.jsonl", False):
             list(documents.documents_of(piece, "text"))

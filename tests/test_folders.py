@@ -46,3 +46,24 @@ def test_what_the_user_got_wrong_is_told_as_it_is(tmp_path):
     with pytest.raises(InputError, match="no tokenizer"), atomic_folder(tmp_path / "new" / "folder"):
         raise InputError("no tokenizer in x (No such file or directory (os error 2))")
     assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("left", [".file.tmp", ".folder.tmp", "files/.new.tmp"])
+def test_what_a_killed_process_left_is_overwritten_and_a_living_one_is_left_alone(tmp_path, left):
+    makers = {".file.tmp": atomic_write, ".folder.tmp": atomic_folder, "files/.new.tmp": replacing_files}
+    path = tmp_path / {".file.tmp": "file", ".folder.tmp": "folder", "files/.new.tmp": "files"}[left]
+    if left == ".file.tmp":
+        (tmp_path / left).write_text("half of somethi")
+    else:
+        (tmp_path / left / "more").mkdir(parents=True)
+        (tmp_path / left / "more" / "half").write_text("x")
+    with makers[left](path) as place:
+        with pytest.raises(InputError, match="is being written by another process"), makers[left](path):
+            pass
+        if left == ".file.tmp":
+            place.write(b"whole")
+        else:
+            (place / "whole").write_text("whole")
+    files = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
+    assert files == {"file" if left == ".file.tmp" else f"{path.name}/whole": "whole"}
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -114,7 +114,7 @@ def fake(tmp_path):
 def environment(fake):
     return {
         **os.environ, "FAKE": str(fake), "PATH": f"{fake}:{PATH}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here",
-        "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(ROOT), "GPUS_PER_NODE": "2", "PORT": "0",
+        "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(ROOT), "GPUS_PER_NODE": "1", "PORT": "0",
     }  # fmt: skip
 
 

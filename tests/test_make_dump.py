@@ -84,8 +84,8 @@ def test_headings_are_dropped_and_reported(tmp_path, capsys):
     "name, content, message",
     [
         ("none.txt", None, "none.txt does not exist"),
-        ("a.jsonl", b'{"body": "x"}\n', "no 'text' in it"),
-        ("a.jsonl", b'{"text": "x"}\nnonsense\n', "line 2: not a JSON object"),
+        ("a.jsonl", b'{"body": "x"}\n', "line 1: it has no 'text'; name the text with --text_column"),
+        ("a.jsonl", b'{"text": "x"}\nnonsense\n', "line 2: it is not JSON"),
         ("a.txt.gz", gzip.compress(FIRST.encode() * 50)[:60], "damaged or cut short"),
         ("a.txt.xz", lzma.compress(FIRST.encode() * 50)[:60], "damaged or cut short"),
         ("a.txt.gz", FIRST.encode(), "damaged or cut short"),

@@ -95,7 +95,7 @@ def test_a_list_of_another_text_is_refused(workspace, corpus, tmp_path):
     with pytest.raises(InputError, match=r"made for another text .* \(5 sequences"):
         overlap.load_overlap(str(tmp_path / "list.json"), corpus)
     (tmp_path / "list.json").write_text('{"sequences": "x"}')
-    with pytest.raises(InputError, match="was not written by"):
+    with pytest.raises(InputError, match="--overlap_file makes such a file"):
         overlap.load_overlap(str(tmp_path / "list.json"), corpus)
 
 

@@ -68,7 +68,7 @@ def test_what_can_not_be_is_told(tmp_path, workspace, student, capsys, monkeypat
     run(report, "--runs", student, student, "--output", tmp_path / "x.html", expect=2)
     assert "have the same name" in capsys.readouterr().err
     run(report, "--runs", workspace, "--output", tmp_path / "x.html", expect=2)
-    assert "is it the dump_path of a run?" in capsys.readouterr().err
+    assert "give the dump_path of a run" in capsys.readouterr().err
     run(report, "--runs", student, "--tables", "no.md", "--output", tmp_path / "x.html", expect=2)
     assert "--tables no.md does not exist" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)  # the run was called from another folder, and names its text from there

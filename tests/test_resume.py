@@ -9,7 +9,6 @@ import signal
 
 import pytest
 import torch
-from kill_and_resume import KILLED_IN_A_WRITE
 from processes import run_script, run_together, running
 from workspace import ROOT, flags_of, rows_of, train, weights_of
 
@@ -20,6 +19,26 @@ from utils import InputError
 
 OLD = {"processes": 2, "gradient_accumulation_steps": 6, "dump_path": "run", "seed": 56, "tokens_per_micro_batch": 512,
        "teacher": 1, "teacher_name": "a", "num_workers": 0}  # fmt: skip
+
+KILLED_IN_A_WRITE = """
+import os, signal
+
+left = int(os.environ["KILL_AT"])
+
+def dying(function):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+for name in ("fsync", "rename", "replace"):
+    setattr(os, name, dying(getattr(os, name)))
+import train
+raise SystemExit(train.main())
+"""
 
 
 @pytest.fixture
@@ -103,7 +122,7 @@ def test_two_runs_do_not_mix_in_one_folder(workspace, tmp_path, capsys):
     lock = os.open(run, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     train(workspace, run, "--force", expect=2)
-    assert "another run is writing to" in capsys.readouterr().err
+    assert "is being written by another process" in capsys.readouterr().err
     assert (run / "metrics.jsonl").read_bytes() == before
     os.close(lock)
     train(workspace, run, "--force")
@@ -178,10 +197,10 @@ def test_a_line_that_a_kill_cut_is_dropped_and_what_is_no_row_is_named(workspace
     assert rows_of(run) == rows
     (run / "metrics.jsonl").write_text("nonsense\n")
     train(workspace, run, *flags, "--resume", expect=2)
-    assert "metrics.jsonl is not the metrics.jsonl of a run" in capsys.readouterr().err
+    assert "metrics.jsonl, line 1: it is not JSON" in capsys.readouterr().err
     (run / "parameters.json").write_text(json.dumps([1]))
     train(workspace, run, *flags, "--resume", expect=2)
-    assert "parameters.json does not hold the flags of a run" in capsys.readouterr().err
+    assert "parameters.json: it is a list, but must be an object" in capsys.readouterr().err
 
 
 def test_a_finished_run_without_its_checkpoints_is_left_alone(workspace, tmp_path, flags, capsys):

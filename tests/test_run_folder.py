@@ -57,3 +57,21 @@ def test_stopped_between_any_two_removals_an_old_run_can_still_be_overwritten(
     assert n_removed > 10
     assert (run / "notes.txt").read_text() == "the user's own"
     assert not (run / "checkpoints").exists() and not (run / "model.safetensors").exists()
+
+
+def test_a_run_that_was_killed_at_once_leaves_a_folder_that_any_run_takes(tmp_path):
+    (tmp_path / ".parameters.json.tmp").write_text("{")
+    check_dump_path(tmp_path, force=False, resume=True, inputs=[])
+    check_dump_path(tmp_path, force=False, resume=False, inputs=[])
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(InputError, match="not the output of a run"):
+        check_dump_path(tmp_path, force=True, resume=False, inputs=[])
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_with_its_path(student, tokenizer, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise Exception("No space left on device (os error 28)")  # as the library in Rust raises it
+
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/run'"):
+        RunFolder(tmp_path / "run", {}, tokenizer, keep_checkpoints=1).start()

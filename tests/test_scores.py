@@ -78,5 +78,5 @@ def test_a_line_that_a_kill_cut_short_is_written_over(tmp_path):
 def test_another_file_is_refused(tmp_path):
     for text in ("no\n", "[1]\n", '{"a": 1}\n'):
         (tmp_path / "x").write_text(text)
-        with pytest.raises(InputError, match=r"is not a file of scripts/run_glue\.py's scores"):
+        with pytest.raises(InputError, match=r"name a file of scripts/run_glue\.py's scores"):
             scores.read(str(tmp_path / "x"))

@@ -138,8 +138,8 @@ def test_a_context_without_words_has_an_empty_answer(tokenizer):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("no", "not in the format"),
-    ("{}", "not in the format"),
+    ("no", "in the format of SQuAD"),
+    ("{}", "in the format of SQuAD"),
     ('{"data": []}', "holds no questions"),
     (json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": [{"id": 1, "question": "b", "answers": []}]}]}]}),
      "question 1 has no answer; SQuAD 1.1"),

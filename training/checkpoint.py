@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from dataset import crc_of_file
+from readers.json_reader import read_json
 from training.folders import atomic_folder, old_folder
 from utils import InputError, logger, reason_of
 
@@ -75,7 +76,7 @@ def load_newest(folder: Path) -> dict | None:
 def _load(checkpoint: Path) -> dict:
     file = checkpoint / STATE
     try:
-        checksum = json.loads((checkpoint / CHECKSUM).read_text())
+        checksum = read_json(checkpoint / CHECKSUM, {"bytes": int, "crc32": int})
         size = file.stat().st_size
         with open(file, "rb") as opened:
             if [size, crc_of_file(opened, 0, size)] != [checksum["bytes"], checksum["crc32"]]:

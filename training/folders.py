@@ -3,11 +3,10 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import fsync_folder, naming_write_errors, new_file_mode, new_folder_mode
+from utils import fsync_folder, naming_write_errors, new_file_mode, only_writer, unfinished
 
 
 @contextlib.contextmanager
@@ -18,23 +17,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises: OSError with the path; the folder that stood under the name before is then untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=path.parent))
-    try:
-        with naming_write_errors(path):
-            yield temporary
-            for file in (path for path in temporary.rglob("*") if path.is_file()):
-                file.chmod(new_file_mode())  # safetensors makes it private
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
-        temporary.chmod(new_folder_mode())  # mkdtemp makes it private
+    with _to_fill(unfinished(path), path) as temporary:
+        yield temporary
+        _settle(temporary)
         shutil.rmtree(old_folder(path), ignore_errors=True)
         if path.exists():
             os.rename(path, old_folder(path))
         os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     shutil.rmtree(old_folder(path), ignore_errors=True)
     fsync_folder(path.parent)
 
@@ -45,13 +34,40 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
     Raises: OSError with the path; the files that stood there before are then untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as temporary:
-        with naming_write_errors(folder):
-            yield Path(temporary)
-        for file in Path(temporary).iterdir():
-            file.chmod(new_file_mode())  # safetensors makes it private
+    with _to_fill(folder / ".new.tmp", folder) as temporary:
+        yield temporary
+        _settle(temporary)
+        for file in temporary.iterdir():
             file.replace(folder / file.name)
+        temporary.rmdir()
+
+
+@contextlib.contextmanager
+def _to_fill(temporary: Path, path: Path) -> Iterator[Path]:
+    """An empty folder, which is removed after an error; errors of writing name `path`."""
+    with naming_write_errors(path):
+        temporary.mkdir(parents=True, exist_ok=True)
+        with only_writer(temporary, path):
+            try:
+                remove(*temporary.iterdir())  # what a killed process left
+                yield temporary
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+
+
+def _settle(temporary: Path) -> None:
+    """Gives all files in a folder their permissions, and makes sure that they are on the disk."""
+    for file in (path for path in temporary.rglob("*") if path.is_file()):
+        file.chmod(new_file_mode())  # safetensors makes it private
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+
+
+def remove(*paths: Path) -> None:
+    """Files and whole folders."""
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def old_folder(path: Path) -> Path:

@@ -11,11 +11,9 @@
 Every file appears whole or not at all.
 """
 
-import fcntl
 import json
 import os
 import shlex
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -23,23 +21,33 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from readers.json_reader import read_json, read_json_lines
 from training import model_card
 from training.checkpoint import load_newest, save_checkpoint, steps_of
-from training.folders import atomic_folder, old_folder, replacing_files
+from training.folders import atomic_folder, old_folder, remove, replacing_files
 from training.metrics_files import METRICS, MetricsFiles
 from utils import (
     InputError,
     RunError,
     atomic_write,
     check_output_folder,
+    lock,
     logger,
+    naming_write_errors,
     reason_of,
+    unfinished,
     write_json,
 )
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 FIRST_CHECKPOINT = "first_checkpoint"  # in it: the step of the first checkpoint, from then on
+ROW = {"kind": str, "step": int, "tokens": int, ...: (str, float, None)}  # of METRICS
+TEXT, TEXTS = (str, None), ([str], None)
+FLAGS = {  # in PARAMETERS, of those that others ask for
+    "command": str, "data_file": [str], "valid_data_file": TEXTS, "valid_share": float, "teacher_name": TEXT,
+    "token_counts": TEXT, "processes": int, "gradient_accumulation_steps": int,
+}  # fmt: skip
 UNFINISHED = ".*.tmp"
 OUTPUT_FILES = (  # --force removes these and nothing else, and writes PARAMETERS anew
     METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
@@ -92,20 +100,16 @@ class RunFolder:
                 os.rename(old_folder(best), best)
             _clear(self.path, (UNFINISHED, f"{CHECKPOINTS}/{UNFINISHED}"))  # what a killed process left
             _rewind_metrics(self.path / METRICS, resumed_at)
-        write_json(self.path / PARAMETERS, self.parameters)
-        write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
-        self._save_beside_model(self.path)
+        with naming_write_errors(self.path):
+            write_json(self.path / PARAMETERS, self.parameters)
+            write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
+            self._save_beside_model(self.path)
         self.metrics = MetricsFiles(self.path.absolute(), resumed_at)
 
     def _lock_folder(self) -> None:
         """For as long as this process lives; the lock is on the folder itself, so that none is left behind."""
         self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is writing to --dump_path {self.path}; wait for it, or stop it.") from None
-        except OSError as error:
-            logger.warning("%s: no locks on this disk (%s); see that no other run writes it", self.path, error.strerror)
+        lock(self._lock, f"--dump_path {self.path}")
 
     def log_metrics(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
         """See `MetricsFiles.append`."""
@@ -170,15 +174,7 @@ def command_line() -> str:
 
 def read_metrics(path: str | Path) -> list[dict]:
     """The rows of a metrics.jsonl. Raises: InputError if it is missing or no such file."""
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-        if not all(isinstance(row, dict) and {"kind", "step", "tokens"} <= row.keys() for row in rows):
-            raise ValueError
-        return rows
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; is it the dump_path of a run?") from None
-    except ValueError:
-        raise InputError(f"{path} is not the metrics.jsonl of a run, or it is damaged.") from None
+    return read_json_lines(path, ROW, "give the dump_path of a run, or start it over with --force")
 
 
 # ------------------------------------------------------------------------------------------ before a run: what is there
@@ -192,8 +188,9 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
     """
     path = Path(path)
     check_output_folder(path, "--dump_path")
-    if not path.exists() or not any(path.iterdir()) or (resume and steps_of(path / CHECKPOINTS)):
-        return
+    held = {file.name for file in path.iterdir()} if path.exists() else set()
+    if held <= {unfinished(path / PARAMETERS).name} or (resume and steps_of(path / CHECKPOINTS)):
+        return  # nothing, or what is left of a run that was killed at once
     if not force and not resume:
         raise InputError(
             f"--dump_path {path} already exists: add --force to overwrite the run in it, --resume to continue it, "
@@ -210,22 +207,12 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
 
 def _clear(folder: Path, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
-        for file in folder.glob(pattern):
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        remove(*folder.glob(pattern))
 
 
 def load_parameters(path: str | Path) -> dict:
     """The flags of the run in this folder."""
-    file = Path(path) / PARAMETERS
-    try:
-        parameters = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} can't be read ({reason_of(error)}), so the run can't continue.") from None
-    if not isinstance(parameters, dict):
-        raise InputError(
-            f"{file} does not hold the flags of a run, so the run can't continue; start over with --force."
-        )
-    return parameters
+    return read_json(Path(path) / PARAMETERS, FLAGS, "give the dump_path of a run, or start it over with --force")
 
 
 def load_state(path: str | Path) -> dict | None:
@@ -244,14 +231,9 @@ def load_state(path: str | Path) -> dict | None:
 
 def _rewind_metrics(file: Path, step: int) -> None:
     """Drops the rows after `step`, which a resumed run writes again, and a last line that a kill cut short."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    try:
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{file} is not the metrics.jsonl of a run, or damaged; start over with --force.") from None
+    rows = read_metrics(file) if file.exists() else []
     with atomic_write(file, "w") as out:
-        out.writelines(kept)
+        out.writelines(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
 
 
 def git_log(folder: str | Path) -> dict[str, str | bool | None]:

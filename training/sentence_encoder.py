@@ -3,12 +3,12 @@ one vector of a text. `modules.json` lists the steps: the model itself, how its 
 vector is normalized.
 """
 
-import json
 from pathlib import Path
 
 from transformers.utils import cached_file
 
-from utils import logger
+from readers.json_reader import read_json
+from utils import InputError, logger
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"  # such as what to write before a query
@@ -24,9 +24,12 @@ def sentence_transformers_files(teacher: str, dim: int) -> dict[str, object]:
         teacher: a hub name or folder.
         dim: of the student's hidden states.
     """
-    modules = _read(teacher, MODULES)
+    modules = _read(teacher, MODULES, [{"type": str, "path": str}])
     if not modules:
         return {}
+    for path in (module["path"] for module in modules):
+        if path and (path == ".." or Path(path).name != path):
+            raise InputError(f"{teacher}: its {MODULES} has the path {path!r}, which is no name of a folder in it.")
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     if unknown := sorted(set(kinds) - set(KNOWN)):
         logger.warning("%s has steps of sentence-transformers that are not taken over: %s", teacher, ", ".join(unknown))
@@ -34,20 +37,20 @@ def sentence_transformers_files(teacher: str, dim: int) -> dict[str, object]:
     files: dict[str, object] = {}
     for module, kind in zip(modules, kinds, strict=True):
         if kind == "Transformer":
-            if settings := _read(teacher, str(Path(module["path"]) / "sentence_bert_config.json")):
+            if settings := _read(teacher, str(Path(module["path"]) / "sentence_bert_config.json"), dict):
                 files["sentence_bert_config.json"] = settings
             module["path"] = ""  # the student's files lie in the folder itself
         elif kind == "Pooling":
-            settings = _read(teacher, f"{module['path']}/config.json") or {}
+            settings = _read(teacher, f"{module['path']}/config.json", dict) or {}
             widths = {key: dim for key in settings if key in ("word_embedding_dimension", "embedding_dimension")}
             files[f"{module['path']}/config.json"] = settings | widths
-    if settings := _read(teacher, SETTINGS):
+    if settings := _read(teacher, SETTINGS, dict):
         files[SETTINGS] = settings
     return {MODULES: modules, **files}
 
 
-def _read(name: str, file: str):
+def _read(name: str, file: str, shape: object):
     """The contents of a JSON file beside a model; None if there is none."""
     quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, **quietly)
-    return json.loads(Path(path).read_text()) if path else None
+    return read_json(path, shape) if path else None

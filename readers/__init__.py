@@ -1,0 +1,1 @@
+"""Text becomes token files, and token files are read back as one corpus."""
