@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import NamedTuple
 
 from corpus.text_reader import BLOCK, open_text
 from readers.json_reader import parse_json
+from utils import InputError
 
 WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\W_a-z])|[。！？]+")
@@ -127,6 +129,11 @@ def documents_of(piece: Piece, text_column: str) -> Iterator[Document]:
         return
     if piece.form == TEXTS:
         for text in piece.content:
+            if not isinstance(text, (str, NoneType)):
+                raise InputError(
+                    f"{piece.source}: {text_column!r} holds no text, but {type(text).__name__}s; name the text with "
+                    f"--text_column."
+                )
             yield list(paragraphs((text or "").splitlines()))
         return
     lines = piece.content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").split("\n")

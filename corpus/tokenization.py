@@ -27,8 +27,8 @@ def load_tokenizer(name: str):
             problem = "there is no vocabulary: no tokenizer.json, vocab.txt or the like"
         elif len(ids) != max(ids) + 1:
             problem = f"its {len(ids):,} tokens have ids up to {max(ids):,}, so some are missing or given twice"
-        elif not isinstance(tokenizer.model_max_length, (int, float)):
-            problem = f"model_max_length of tokenizer_config.json is {tokenizer.model_max_length!r}, not a number"
+        elif not (isinstance(length := tokenizer.model_max_length, int) and length >= 1):
+            problem = f"model_max_length in tokenizer_config.json is {length!r}, which is no number of tokens"
         else:
             return tokenizer
     raise InputError(f"no tokenizer in {name} ({problem}); name one with --tokenizer_name.")

@@ -21,7 +21,7 @@ from grouped_batch_sampler import GROUP_WIDTH
 from models.families import DROPOUT, FAMILIES, max_length
 from models.loading import load_weights, read_config, some
 from training import losses
-from utils import InputError, progress_bar
+from utils import InputError, RunError, progress_bar
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ class FineTuner:
         Args:
             title: what the progress bar says.
             trainer_class: with another loss, for example; `more` is what it needs besides.
+
+        Raises: RunError if the weights are not finite in the end.
         """
         steps = self.settings.n_epoch * -(-len(features) // self.settings.batch_size)
         warmup_steps = int(self.settings.warmup_prop * steps)
@@ -152,14 +154,22 @@ class FineTuner:
             trainer.train()
         for wrapped in ("forward", "_original_forward"):  # accelerate leaves its autocast around the model's `forward`
             vars(self.model).pop(wrapped, None)
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise RunError(f"{title}: the weights are not finite any more; choose a lower --learning_rate.")
 
     def predict(self, features: list[dict]) -> np.ndarray | tuple[np.ndarray, ...]:
-        """The outputs of the model's head for each of the features, computed in float32."""
+        """The outputs of the model's head for each of the features, computed in float32.
+
+        Raises: RunError if some are not finite.
+        """
         order = np.argsort([-len(feature["input_ids"]) for feature in features], kind="stable")
         with tempfile.TemporaryDirectory() as folder:
             outputs = self._trainer(folder, Trainer, None, {}).predict([features[i] for i in order]).predictions
         back = np.argsort(order)
-        return tuple(part[back] for part in outputs) if isinstance(outputs, tuple) else outputs[back]
+        outputs = [part[back] for part in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        if not all(np.isfinite(part).all() for part in outputs):
+            raise RunError(f"{self.model.name_or_path}: some of its predictions are not finite, so it has no score.")
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     def _trainer(self, folder: str, trainer_class: type[Trainer], features, of_training: dict, **more) -> Trainer:
         trainer = trainer_class(

@@ -4,6 +4,7 @@ A task's score is the mean of its metrics in percent, and the macro score the me
 leaderboard.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from utils import InputError, check_input_file, logger
 
 MOST_BROKEN = 0.01  # share of lines with too few fields in a file that counts as whole: QQP as it is given out has some
+MAX_SCORE = 5  # of a regression
 ENTAILMENT = ("not_entailment", "entailment")
 
 
@@ -149,10 +151,13 @@ def _from_tsv(task: Task, path: Path) -> list[Example]:
 
 def _label(task: Task, value: str, where: str) -> float:
     try:
-        return float(value) if task.is_regression else task.labels.index(value)
+        label = float(value) if task.is_regression else task.labels.index(value)
     except ValueError:
-        expected = "a number" if task.is_regression else " or ".join(task.labels)
-        raise InputError(f"{where}: the label is {value!r}, but {task.name}'s are {expected}.") from None
+        label = math.nan
+    if not 0 <= label <= (MAX_SCORE if task.is_regression else math.inf):
+        expected = f"numbers from 0 to {MAX_SCORE}" if task.is_regression else " or ".join(task.labels)
+        raise InputError(f"{where}: the label is {value[:60]!r}, but {task.name}'s are {expected}.")
+    return label
 
 
 def _from_folders(task: Task, folder: Path) -> list[Example]:
@@ -175,6 +180,9 @@ def _from_hub(task: Task, split: str) -> list[Example]:
         rows = datasets.load_dataset(*task.hub, split=split)
     except Exception as error:  # a network, a disk or the hub can fail in many ways
         raise InputError(f"{task.name} can't be had from the hub ({error}); give --data_dir.") from None
+    highest = MAX_SCORE if task.is_regression else len(task.labels) - 1
+    if not all(0 <= row["label"] <= highest for row in rows):
+        raise InputError(f"{task.name} from the hub, {split}: some labels are not from 0 to {highest}.")
     return [Example(tuple(row[column] for column in task.hub_texts), row["label"]) for row in rows]
 
 

@@ -29,6 +29,7 @@ from training.distributed import World
 from training.losses import Terms
 from training.metrics_files import TRAINING_MASKS
 from training.objective import Objective
+from training.vocabulary_loss import usual_chunk
 
 SEED = (0, 1 << 31)  # of the masks; no epoch has this number
 TOKENS_PER_BATCH = 4096
@@ -237,19 +238,23 @@ def _mine(batches: Batches, world: World, is_pressing: Callable[[], bool]) -> It
 
 
 def _values(student: LanguageModel, teacher: LanguageModel | None, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
-    """(OWN and, with a teacher, BESIDE_TEACHER; n_labels) float64."""
-    positions = batch.head_positions[: len(batch.labels)]  # (n_labels,)
+    """(OWN and, with a teacher, BESIDE_TEACHER; n_labels) float64. No more than a chunk of logits is ever alive."""
+    device, positions = batch.input_ids.device, batch.head_positions[: len(batch.labels)]  # (n_labels,)
+    models = [student, teacher] if teacher else [student]
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        hidden = [model.hidden(batch.input_ids, batch.attention_mask)[positions] for model in models]
+        rows = usual_chunk(device, student.model.config.vocab_size)
+        chunks = zip(batch.labels.split(rows), *(states.split(rows) for states in hidden), strict=True)
+        return torch.cat([_values_of_rows(models, labels, states) for labels, *states in chunks], 1)
 
-    def predict(model: LanguageModel) -> torch.Tensor:
-        return model.logits(model.hidden(batch.input_ids, batch.attention_mask)[positions])  # (n_labels, voc_size)
 
-    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-        logits = predict(student)
-        t_logits = predict(teacher) if teacher else None
-    guess = logits.argmax(-1)  # (n_labels,)
-    values = [losses.cross_entropy(logits, batch.labels), guess == batch.labels]
-    if teacher:
+def _values_of_rows(models: list[LanguageModel], labels: torch.Tensor, hidden: list[torch.Tensor]) -> torch.Tensor:
+    """As `_values`, of the hidden states of some rows, (n, dim) for each model."""
+    logits, *of_teacher = (model.logits(states) for model, states in zip(models, hidden, strict=True))
+    guess = logits.argmax(-1)  # (n,)
+    values = [losses.cross_entropy(logits, labels), guess == labels]
+    for t_logits in of_teacher:
         t_guess = t_logits.argmax(-1)
         values += [losses.distillation(logits, t_logits, 1.0), guess == t_guess]
-        values += [losses.cross_entropy(t_logits, batch.labels), t_guess == batch.labels]
+        values += [losses.cross_entropy(t_logits, labels), t_guess == labels]
     return torch.stack([value.double() for value in values])

@@ -138,16 +138,16 @@ def pieces_of_parquet(file: Path, text_column: str) -> Iterator[Piece]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
         if text_column not in table.schema_arrow.names:
-            columns = ", ".join(table.schema_arrow.names)
+            columns = ", ".join(table.schema_arrow.names)[:100]
             raise InputError(f"{file}: no column {text_column!r}, only {columns}; name one with --text_column.")
         left, n_files = file.stat().st_size, 1
         bytes_of_row = left / max(1, table.metadata.num_rows)
         for batch in table.iter_batches(ROWS_AT_ONCE, columns=[text_column]):
             n_bytes = int(batch.num_rows * bytes_of_row)
-            yield Piece(TEXTS, batch.column(0).to_pylist(), progress=n_bytes, n_files=n_files)
+            yield Piece(TEXTS, batch.column(0).to_pylist(), str(file), progress=n_bytes, n_files=n_files)
             left, n_files = left - n_bytes, 0
         yield Piece(TEXTS, [], progress=left, n_files=n_files)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{file} can't be read as Parquet ({reason_of(error)}).") from None
 
 
@@ -162,8 +162,10 @@ def pieces_of_dataset(name: str, config: str | None, split: str, text_column: st
         raise InputError(f"--dataset {name}: it could not be loaded ({reason_of(error)}).") from None
     while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
         if text_column not in some[0]:
-            raise InputError(f"--dataset {name}: no {text_column!r}, only {', '.join(some[0])}; see --text_column.")
-        yield Piece(TEXTS, [row[text_column] for row in some], progress=len(some))
+            raise InputError(
+                f"--dataset {name}: no {text_column!r}, only {', '.join(some[0])[:100]}; see --text_column."
+            )
+        yield Piece(TEXTS, [row[text_column] for row in some], f"--dataset {name}", progress=len(some))
 
 
 def files_of_documentation() -> list[Path]:

@@ -84,9 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=0.5,
         help="weight of following it; the labels have the rest (%(default)s)",
     )
-    group.add_argument(
-        "--temperature", type=real(0, low_allowed=False), default=2.0, help="of both softmaxes then (%(default)s)"
-    )
+    group.add_argument("--temperature", type=real(0.01, 1000), default=2.0, help="of both softmaxes then (%(default)s)")
     group.add_argument(
         "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
     )

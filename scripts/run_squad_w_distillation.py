@@ -56,12 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--teacher_name_or_path", type=path, help="a model that has been fine-tuned on SQuAD")
     group.add_argument("--teacher_type", choices=sorted(FAMILIES), help="its family; only checked")
     group.add_argument(
-        "--alpha_ce", type=real(0), default=0.5, help="weight of the KL to the teacher's spans (%(default)s)"
+        "--alpha_ce", type=real(0, 1e6), default=0.5, help="weight of the KL to the teacher's spans (%(default)s)"
     )
-    group.add_argument("--alpha_squad", type=real(0), default=0.5, help="weight of the right spans (%(default)s)")
-    group.add_argument(
-        "--temperature", type=real(0, low_allowed=False), default=2.0, help="of both softmaxes (%(default)s)"
-    )
+    group.add_argument("--alpha_squad", type=real(0, 1e6), default=0.5, help="weight of the right spans (%(default)s)")
+    group.add_argument("--temperature", type=real(0.01, 1000), default=2.0, help="of both softmaxes (%(default)s)")
     group = parser.add_argument_group("windows and answers")
     group.add_argument(
         "--max_seq_length", type=integer(16, 1 << 20), default=squad.MAX_SEQ_LENGTH, help="of a window (%(default)s)"

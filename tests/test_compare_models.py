@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import compare_models
 import numpy as np
@@ -37,7 +38,9 @@ def test_table_and_plot_of_a_run(tmp_path, workspace, capsys):
     line = capsys.readouterr().out.splitlines()[3]
     assert float(line.split("|")[5]) == pytest.approx(last["training_masks_mlm_loss"], abs=2e-3)
 
-    run(plot_losses, "--runs", tmp_path / "student", "--output", tmp_path / "losses.png")
+    odd = tmp_path / r"_$\frac{$"
+    shutil.copytree(tmp_path / "student", odd)
+    run(plot_losses, "--runs", tmp_path / "student", odd, "--output", tmp_path / "losses.png")
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     run(plot_losses, "--runs", workspace, "--output", tmp_path / "none.png", expect=2)
     assert "give the dump_path of a run" in capsys.readouterr().err

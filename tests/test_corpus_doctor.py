@@ -28,7 +28,14 @@ def test_the_doctor_finds_a_corpus_fit(tmp_path, workspace, trained, capsys):
     assert "checksum intact" in out
     assert "→ [MASK]}" in out
     assert "is not the count" not in out
+    assert "counted 0 times" not in out
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    counts = np.array(pickle.loads((workspace / "counts.pickle").read_bytes()))
+    n, counts[counts.argmax()] = counts.max(), 0
+    (tmp_path / "counts.pickle").write_bytes(pickle.dumps(counts.tolist()))
+    run(corpus_doctor, "--data_file", workspace / "text.bert-base-uncased.pickle", "--tokenizer_name", trained,
+        "--token_counts", tmp_path / "counts.pickle")  # fmt: skip
+    assert f"{n:,} tokens of this text were counted 0 times" in capsys.readouterr().out
 
 
 def test_the_doctor_tells_a_wrong_tokenizer_by_the_teachers_loss(tmp_path, workspace, trained, capsys):

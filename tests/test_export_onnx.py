@@ -10,6 +10,8 @@ from export_onnx import FLOAT32, INT8, OnnxModel, deviation, encode_batch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 from workspace import load_tokenizer, run
 
+from utils import InputError
+
 TEXTS = [
     ("the cat sees the garden",),
     ("a dog",),
@@ -36,9 +38,11 @@ def test_a_distilled_model_answers_as_in_pytorch(student, capsys):
     assert {file.name for file in (student / "onnx").iterdir()} == {FLOAT32, INT8}
 
 
-@pytest.mark.parametrize("auto_class", [AutoModelForSequenceClassification, AutoModelForQuestionAnswering])
-def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student, auto_class):
-    for name in (workspace / "bert-base-uncased", student):  # with token types, and without
+def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student):
+    for name, auto_class in (
+        (workspace / "bert-base-uncased", AutoModelForSequenceClassification),  # with token types
+        (student, AutoModelForQuestionAnswering),  # without
+    ):
         folder = tmp_path / name.name
         auto_class.from_pretrained(name).save_pretrained(folder)
         AutoTokenizer.from_pretrained(name).save_pretrained(folder)
@@ -51,6 +55,12 @@ def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student, au
         attended = batch["attention_mask"].bool() if expected.shape[1] > 2 else torch.ones_like(expected, dtype=bool)
         output = OnnxModel(folder / "files" / FLOAT32)(batch)
         np.testing.assert_allclose(output[attended.numpy()], expected[attended].numpy(), atol=1e-4)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / FLOAT32).write_bytes(b"\x08\x07garbage")
+    with pytest.raises(InputError, match=f"{FLOAT32} is no ONNX model, or damaged .*make it again"):
+        OnnxModel(tmp_path / FLOAT32)
 
 
 def test_missing_packages_are_asked_for_in_a_sentence(student, monkeypatch, capsys):

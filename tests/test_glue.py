@@ -96,6 +96,14 @@ def test_foreign_and_damaged_files_are_refused_by_name(tmp_path, content, messag
         read_task(TASKS["SST-2"], str(tmp_path))
 
 
+@pytest.mark.parametrize("label", ["nan", "inf", "-1", "5.1", "", "1e400", "x" * 5000])
+def test_scores_that_no_one_gave_are_refused(tmp_path, label):
+    (tmp_path / "STS-B").mkdir()
+    (tmp_path / "STS-B" / "train.tsv").write_text(f"sentence1\tsentence2\tscore\na\tb\t5.0\na\tb\t{label}\n")
+    with pytest.raises(InputError, match=r"line 3: the label is '.{0,60}', but STS-B's are numbers from 0 to 5"):
+        read_task(TASKS["STS-B"], str(tmp_path))
+
+
 def test_a_few_broken_lines_are_left_out_and_told(tmp_path, caplog):
     (tmp_path / "SST-2").mkdir()
     for split in ("train", "dev"):

@@ -103,6 +103,17 @@ def test_bad_sources_are_named(tmp_path, capsys, name, content, message):
     assert not (tmp_path / "dump.txt").exists()
 
 
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [{"a": 1}], [0.5], [b"x"], [True]])
+def test_a_column_of_anything_else_is_told(tmp_path, capsys, values):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": values}), tmp_path / "a.parquet")
+    dump(tmp_path, "--source", tmp_path / "a.parquet", expect=2)
+    error = capsys.readouterr().err
+    assert f"a.parquet: 'text' holds no text, but {type(values[0]).__name__}s; name the text with" in error
+
+
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 NO_TEXTS = {
     "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj <</Type /Catalog>>\n", "but a document"),

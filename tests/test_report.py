@@ -71,6 +71,9 @@ def test_what_can_not_be_is_told(tmp_path, workspace, student, capsys, monkeypat
     assert "give the dump_path of a run" in capsys.readouterr().err
     run(report, "--runs", student, "--tables", "no.md", "--output", tmp_path / "x.html", expect=2)
     assert "--tables no.md does not exist" in capsys.readouterr().err
+    (tmp_path / "empty.md").write_text(" \n")
+    run(report, "--runs", student, "--tables", tmp_path / "empty.md", "--output", tmp_path / "x.html", expect=2)
+    assert "empty.md is empty; leave it out" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)  # the run was called from another folder, and names its text from there
     parameters = json.loads((student / "parameters.json").read_text())
     moved = tmp_path / "moved"

@@ -14,6 +14,7 @@ from evaluation import fine_tuning
 from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import mean_hidden_states
+from utils import RunError
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +219,18 @@ def test_what_can_not_be_is_told(tmp_path, workspace, student, glue, capsys, fla
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_what_is_not_finite_is_neither_scored_nor_kept(tmp_path, workspace, student, glue, capsys):
+    flags = [*flags_of(workspace, student, glue, tmp_path / "glue.jsonl"), "--tasks", "CoLA", "--seeds", 1]
+    model = AutoModelForSequenceClassification.from_pretrained(workspace / "bert-base-uncased")
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = torch.inf
+    model.save_pretrained(tmp_path / "broken")
+    load_tokenizer(student).save_pretrained(tmp_path / "broken")
+    run(run_glue, *flags, "--models", tmp_path / "broken", "--save_models", tmp_path / "kept", expect=1)
+    assert "the weights are not finite any more; choose a lower --learning_rate" in capsys.readouterr().err
+    assert not (tmp_path / "glue.jsonl").exists() and not list(tmp_path.glob("kept/*"))
+    tuner = FineTuner(model, load_tokenizer(student), Settings(), 0, torch.float32, use_cpu=True)
+    with pytest.raises(RunError, match="some of its predictions are not finite"):
+        tuner.predict(encode(load_tokenizer(student), model, [("the cat",)], 128))
