@@ -90,7 +90,7 @@ def cases(folder: Path) -> list[Case]:
     for task in ("CoLA", "RTE"):
         write_task(folder / "glue", task)
     (folder / "binarize.py").write_text(BINARIZE_IN_SMALL_PARTS)
-    small = {"batch_size": 16, "gradient_accumulation_steps": 1, "checkpoint_interval": 6, "eval_interval": 7,
+    small = {"batch_size": 32, "gradient_accumulation_steps": 1, "checkpoint_interval": 4, "eval_interval": 5,
              "valid_share": 0.1, "n_epoch": 1}  # fmt: skip
 
     def train(out: Path) -> list:

@@ -37,7 +37,7 @@ def rows_in(output):
 def test_models_are_scored_side_by_side_and_nothing_twice(tmp_path, workspace, student, glue, capsys):
     output = tmp_path / "glue.jsonl"
     flags = flags_of(workspace, student, glue, output)
-    run(run_glue, *flags, "--tasks", "CoLA", "RTE", "--seeds", 1, "--n_epoch", 9, "--hidden_states")
+    run(run_glue, *flags, "--tasks", "CoLA", "RTE", "--seeds", 1, "--n_epoch", 6, "--hidden_states")
     rows = rows_in(output)
     assert [(row["model"], row["task"], row["seed"]) for row in rows] == [
         (model, task, seed)
@@ -52,7 +52,7 @@ def test_models_are_scored_side_by_side_and_nothing_twice(tmp_path, workspace, s
     assert [float(cell) for cell in line.split("|")[2:-1]] == [
         pytest.approx(scores[model, "CoLA"], abs=0.05) for model in ("bert-base-uncased", "student")
     ]
-    run(run_glue, *flags, "--tasks", "CoLA", "--seeds", 1, 2, "--n_epoch", 9)
+    run(run_glue, *flags, "--tasks", "CoLA", "--seeds", 1, 2, "--n_epoch", 6)
     again = rows_in(output)
     assert again[: len(rows)] == rows
     assert [(row["task"], row["seed"]) for row in again[len(rows) :]] == [("CoLA", 2)] * 2
@@ -141,7 +141,7 @@ def test_a_model_that_was_kept_under_other_settings_is_not_taken(tmp_path, works
 
 def test_a_student_is_taught_by_the_fine_tuned_teacher(tmp_path, workspace, student, glue, capsys):
     output = tmp_path / "glue.jsonl"
-    flags = [*flags_of(workspace, student, glue, output), "--tasks", "CoLA", "STS-B", "--seeds", 1, "--n_epoch", 9]
+    flags = [*flags_of(workspace, student, glue, output), "--tasks", "CoLA", "STS-B", "--seeds", 1, "--n_epoch", 6]
     flags += ["--save_models", tmp_path / "kept", "--distil", "--alpha_ce", 1]  # the labels alone count for nothing
     run(run_glue, *flags)
     rows = rows_in(output)
