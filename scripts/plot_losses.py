@@ -13,6 +13,7 @@ import utils
 from training.run_folder import METRICS, read_metrics
 from utils import InputError, logger, path
 
+MEMORY = "peak_memory_gib"
 # What is drawn, each if a run has it: (kind of row, name in metrics.jsonl, title).
 PANELS = (
     ("train", "loss_ce", "training: KL to the teacher (nats)"),
@@ -28,6 +29,7 @@ PANELS = (
     ("valid", "training_masks_mlm_loss", "held-out, training's masks: MLM loss (nats)"),
     ("valid", "training_masks_kl", "held-out, training's masks: KL (nats)"),
     ("valid", "training_masks_agreement", "held-out, training's masks: top-1 as the teacher"),
+    ("train", MEMORY, "peak memory so far (GiB)"),
 )
 TEACHERS = {  # what to draw of the teacher beside the student's
     "mlm_loss": "teacher_loss",
@@ -68,6 +70,8 @@ def draw(axis, runs: dict[str, list[dict]], kind: str, name: str, title: str) ->
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("million tokens")
     axis.grid(alpha=0.3)
+    if name == MEMORY:
+        axis.set_ylim(bottom=0)
     axis.legend(fontsize=8)
 
 

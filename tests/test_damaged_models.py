@@ -11,7 +11,7 @@ import corpus_doctor
 import extract_for_distil
 import pytest
 import torch
-from workspace import run, train
+from workspace import run, train, weights_of
 
 import train as train_script
 
@@ -207,3 +207,15 @@ def test_a_teacher_without_a_tokenizer_takes_the_one_that_is_named(workspace, tm
     run(binarized_data, *text, "--tokenizer_name", teacher, expect=2)
     assert f"no tokenizer in {teacher}" in capsys.readouterr().err
     assert not list(tmp_path.glob("text*"))
+
+
+def test_how_a_configuration_wants_its_outputs_does_not_matter(workspace, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(workspace / "bert-base-uncased", teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    config |= {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    (teacher / "config.json").write_text(json.dumps(config))
+    train(workspace, tmp_path / "odd", "--teacher_name", teacher, "--gradient_accumulation_steps", 40)
+    train(workspace, tmp_path / "plain", "--gradient_accumulation_steps", 40)
+    odd, plain = (weights_of(tmp_path / name) for name in ("odd", "plain"))
+    assert all(torch.equal(odd[name], plain[name]) for name in plain)
