@@ -71,7 +71,7 @@ def draw(axis, runs: dict[str, list[dict]], kind: str, name: str, title: str) ->
     axis.set_xlabel("million tokens")
     axis.grid(alpha=0.3)
     if name == MEMORY:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.2 * axis.get_ylim()[1])
     axis.legend(fontsize=8)
 
 

@@ -1,13 +1,20 @@
 """What is held out."""
 
 import numpy as np
+import pytest
+import torch
+from transformers import BertForMaskedLM
 from workspace import load_tokenizer
 
 from corpus.files import open_corpus
 from evaluation import held_out
 from evaluation.held_out import held_out_sequences
+from models.families import LanguageModel
 from training.batches import Masking
+from training.distributed import World
 from training.metrics_files import TRAINING_MASKS
+
+CPU = World(torch.device("cpu"))
 
 
 def test_held_out_sequences_are_few_distinct_and_sorted():
@@ -28,6 +35,28 @@ def test_another_masking_in_training_is_evaluated_beside_the_even_one(workspace)
     rare = held_out.with_training_masks(even, Masking.of_tokenizer(tokenizer, counts, 3.0), tokenizer)[TRAINING_MASKS]
     share = lambda batches: np.mean(np.concatenate([batches[j].labels for j in range(len(batches))]) == cat)
     assert share(rare) > 2 * share(even) > 0
+
+
+def test_an_evaluation_never_holds_more_than_a_chunk_of_logits(workspace, teacher, monkeypatch):
+    tokenizer = load_tokenizer(workspace / "bert-base-uncased")
+    corpus = open_corpus([str(workspace / "text.bert-base-uncased.pickle")], tokenizer)
+    batches = held_out.held_out_batches(corpus, tokenizer, 64, True, np.arange(40))
+    student = BertForMaskedLM(teacher.config)
+    models = [LanguageModel(student.eval()), LanguageModel(teacher)]
+    rows, logits = [], LanguageModel.logits
+
+    def noted(model, hidden):
+        rows.append(len(hidden))
+        return logits(model, hidden)
+
+    monkeypatch.setattr(LanguageModel, "logits", noted)
+    whole = held_out.evaluate(*models, batches, CPU, torch.float32)
+    largest = max(rows)
+    monkeypatch.setattr(held_out, "usual_chunk", lambda *_: 7)
+    rows.clear()
+    chunked = held_out.evaluate(*models, batches, CPU, torch.float32)
+    assert max(rows) == 7 < largest
+    assert chunked == pytest.approx(whole, rel=1e-6)
 
 
 def test_figures_under_both_maskings_are_told_apart_in_the_log():
