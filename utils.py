@@ -499,7 +499,13 @@ def lock(handle: int, path: str | Path) -> None:
     except BlockingIOError:
         raise InputError(f"{path} is being written by another process; wait for it, or stop it.") from None
     except OSError as error:
-        logger.warning("%s: no locks on this disk (%s); see that no other process writes it", path, error.strerror)
+        _tell_of_no_locks(str(Path(path).parent), error.strerror)
+
+
+@functools.cache
+def _tell_of_no_locks(folder: str, reason: str) -> None:
+    """Once for each folder."""
+    logger.warning("%s: no locks on this disk (%s); see that no other process writes there", folder, reason)
 
 
 def fsync_folder(folder: Path) -> None:

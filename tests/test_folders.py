@@ -1,5 +1,7 @@
 """What can't be written whole is not there, and the error names it."""
 
+import errno
+import fcntl
 import resource
 
 import pytest
@@ -9,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from training.folders import atomic_folder, replacing_files
-from utils import InputError, atomic_write
+from utils import InputError, atomic_write, logger
 
 
 @pytest.fixture
@@ -67,3 +69,18 @@ def test_what_a_killed_process_left_is_overwritten_and_a_living_one_is_left_alon
     files = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
     assert files == {"file" if left == ".file.tmp" else f"{path.name}/whole": "whole"}
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_disk_without_locks_is_told_once(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(logger, "warning", lambda text, *values: messages.append(text % values))
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for name in "abc":
+        with atomic_write(tmp_path / name) as file:
+            file.write(b"x")
+    told = "no locks on this disk (No locks available); see that no other process writes there"
+    assert messages == [f"{tmp_path}: {told}"]
