@@ -57,8 +57,12 @@ def meta(monkeypatch):
     return torch.device("meta")
 
 
-@pytest.mark.parametrize("losses", LOSSES)
-@pytest.mark.parametrize("family", SMALL)
+# Each loss with a model that guesses masked words and one that guesses the next; each family with the sums of losses.
+CASES = [(family, losses) for family in SMALL for losses in LOSSES
+         if family in ("bert", "gpt2") or losses in ("all", "relation")]  # fmt: skip
+
+
+@pytest.mark.parametrize("family, losses", CASES)
 def test_a_step_leaves_the_device_alone(meta, family, losses):
     config = SMALL[family]
     causal = family_of(config).causal
