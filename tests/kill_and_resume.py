@@ -153,7 +153,7 @@ def results_of(processes: list[Script]) -> list[Result]:
         time.sleep(0.01)
     time.sleep(0.1)
     if any(not process.is_running and process.process.exitcode for process in processes):
-        for process in processes:
+        for process in filter(lambda process: process.is_running, processes):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.process.pid, signal.SIGTERM)
         for process in processes:
@@ -215,7 +215,7 @@ def draw_call(draw: random.Random, calls: list[Call]) -> Call:
 
 
 def try_once(case: Case, out: Path, draw: random.Random, calls: list[Call], seconds: float, whole: object) -> dict:
-    """One trial: its kills as [how, call, place, status], and what came of it."""
+    """One trial: its kills as [how, call, where that call is in a whole run, status], and what came of it."""
     kills, faults = [], []
     waiting = out.parent / "waiting.py"
     for _ in range(draw.randint(1, 3)):
