@@ -379,13 +379,6 @@ def check_output_folder(path: str | Path, flag: str) -> None:
     _check_can_create(flag, path, path.absolute())
 
 
-def check_new_folder(path: str | Path, flag: str) -> None:
-    """Raises: InputError unless a folder can be made there, and nothing has that name yet."""
-    check_output_folder(path, flag)
-    if Path(path).exists():
-        raise InputError(f"{flag} {path} exists; give a new folder, or remove this one first.")
-
-
 def check_picture(path: str | Path, flag: str) -> None:
     """Raises InputError unless a picture can be written under this name."""
     if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -417,13 +410,6 @@ def _check_can_create(flag: str, path: Path, folder: Path) -> None:
     raise InputError(f"{flag} {path} can't be written ({reason}); choose another place.")
 
 
-def new_file_mode() -> int:
-    """The permissions that the user's umask gives a new file."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
-
-
 @contextlib.contextmanager
 def naming_write_errors(path: str | Path) -> Iterator[None]:
     """Around the writing of a library: its error for a full disk or the like becomes an OSError that names the path.
@@ -445,7 +431,7 @@ def naming_write_errors(path: str | Path) -> Iterator[None]:
             found = OSError(int(number[1]), os.strerror(int(number[1])))
         else:
             raise
-        if found.filename is None:
+        if found.filename is None or ".tmp" in str(found.filename):  # the user knows no temporary names
             found.filename = str(path)
         raise found from None
 

@@ -162,10 +162,10 @@ def paragraphs(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _documents_of_json(piece: Piece, lines: list[str], text_column: str) -> Iterator[Document]:
+    shape = {text_column: (str, None)}
     for number, line in enumerate(lines, piece.line):
         if not line.strip():
             continue
-        shape = {text_column: (str, None)}
         row = parse_json(line, f"{piece.source}, line {number}", shape, "name the text with --text_column")
         yield list(paragraphs((row[text_column] or "").splitlines()))
 

@@ -4,7 +4,6 @@ A task's score is the mean of its metrics in percent, and the macro score the me
 leaderboard.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +54,10 @@ class Task:
     @property
     def is_regression(self) -> bool:
         return not self.labels
+
+    @property
+    def highest_label(self) -> int:
+        return MAX_SCORE if self.is_regression else len(self.labels) - 1
 
 
 def _glue(name, config, texts, label, labels, metrics, hub_texts=None, **more) -> Task:
@@ -152,12 +155,12 @@ def _from_tsv(task: Task, path: Path) -> list[Example]:
 def _label(task: Task, value: str, where: str) -> float:
     try:
         label = float(value) if task.is_regression else task.labels.index(value)
+        if 0 <= label <= task.highest_label:
+            return label
     except ValueError:
-        label = math.nan
-    if not 0 <= label <= (MAX_SCORE if task.is_regression else math.inf):
-        expected = f"numbers from 0 to {MAX_SCORE}" if task.is_regression else " or ".join(task.labels)
-        raise InputError(f"{where}: the label is {value[:60]!r}, but {task.name}'s are {expected}.")
-    return label
+        pass  # told below, as a number out of range is
+    expected = f"numbers from 0 to {MAX_SCORE}" if task.is_regression else " or ".join(task.labels)
+    raise InputError(f"{where}: the label is {value[:60]!r}, but {task.name}'s are {expected}.")
 
 
 def _from_folders(task: Task, folder: Path) -> list[Example]:
@@ -180,9 +183,8 @@ def _from_hub(task: Task, split: str) -> list[Example]:
         rows = datasets.load_dataset(*task.hub, split=split)
     except Exception as error:  # a network, a disk or the hub can fail in many ways
         raise InputError(f"{task.name} can't be had from the hub ({error}); give --data_dir.") from None
-    highest = MAX_SCORE if task.is_regression else len(task.labels) - 1
-    if not all(0 <= row["label"] <= highest for row in rows):
-        raise InputError(f"{task.name} from the hub, {split}: some labels are not from 0 to {highest}.")
+    if not all(0 <= row["label"] <= task.highest_label for row in rows):
+        raise InputError(f"{task.name} from the hub, {split}: some labels are not from 0 to {task.highest_label}.")
     return [Example(tuple(row[column] for column in task.hub_texts), row["label"]) for row in rows]
 
 

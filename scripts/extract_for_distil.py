@@ -36,7 +36,7 @@ from models.families import FAMILIES, LanguageModel, family_of, max_length
 from models.loading import load_with_or_without_head
 from models.student import build_student, extract, usual_layers
 from training.distributed import add_precision_flags, choose_dtype, single_process
-from training.folders import atomic_folder
+from training.folders import atomic_folder, check_new_folder
 from utils import InputError, integer, logger, path
 
 
@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> None:
             f"another name."
         )
     if args.save_model:
-        utils.check_new_folder(args.save_model, "--save_model")
+        check_new_folder(args.save_model, "--save_model")
     needs_tokenizer = args.save_model or args.choose_layers
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name) if needs_tokenizer else None
     teacher, without_head = load_with_or_without_head(args.model_name, "teacher")

@@ -29,7 +29,7 @@ from corpus.vocabulary_trimming import Kept, choose_tokens, trim
 from models.families import LanguageModel
 from models.loading import load_with_or_without_head
 from models.trimming import trim_model
-from training.folders import atomic_folder
+from training.folders import atomic_folder, check_new_folder
 from utils import InputError, RunError, integer, logger, path
 
 
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     if not (args.token_counts or args.data_file):
         raise InputError("which tokens does the text use? Give --token_counts or --data_file.")
     target = Path(args.output_dir)
-    utils.check_new_folder(target, "--output_dir")
+    check_new_folder(target, "--output_dir")
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer {tokenizer.name_or_path} has no fast version (tokenizer.json).")

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import resource
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -84,3 +85,12 @@ def test_a_disk_without_locks_is_told_once(tmp_path, monkeypatch):
             file.write(b"x")
     told = "no locks on this disk (No locks available); see that no other process writes there"
     assert messages == [f"{tmp_path}: {told}"]
+
+
+def test_no_error_names_a_temporary_file(tmp_path, monkeypatch):
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(OSError, match=r"No space left on device: '[^']*/file'"), atomic_write(tmp_path / "file"):
+        pass

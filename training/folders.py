@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import fsync_folder, naming_write_errors, new_file_mode, only_writer, unfinished
+from utils import InputError, check_output_folder, fsync_folder, naming_write_errors, only_writer, unfinished
 
 
 @contextlib.contextmanager
@@ -62,6 +62,20 @@ def _settle(temporary: Path) -> None:
         file.chmod(new_file_mode())  # safetensors makes it private
         with open(file, "rb") as written:
             os.fsync(written.fileno())
+
+
+def new_file_mode() -> int:
+    """The permissions that the user's umask gives a new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def check_new_folder(path: str | Path, flag: str) -> None:
+    """Raises: InputError unless a folder can be made there, and nothing has that name yet."""
+    check_output_folder(path, flag)
+    if Path(path).exists():
+        raise InputError(f"{flag} {path} exists; give a new folder, or remove this one first.")
 
 
 def remove(*paths: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run may continue: it must be the run that was started, or its result would be no one's.
+"""Whether a run may continue: it must be the run that was started. Otherwise the result is meaningless.
 
 What a run reads is told by its content, not by its name: a teacher whose weights were changed in place is another one,
 and one that was moved is the same.

@@ -42,7 +42,7 @@ from utils import (
 CHECKPOINTS, BEST = "checkpoints", "best"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 FIRST_CHECKPOINT = "first_checkpoint"  # in it: the step of the first checkpoint, from then on
-ROW = {"kind": str, "step": int, "tokens": int, ...: (str, float, None)}  # of METRICS
+ROW = {"kind": str, "step": int, "tokens": int, ...: (float, None)}  # of METRICS
 TEXT, TEXTS = (str, None), ([str], None)
 FLAGS = {  # in PARAMETERS, of those that others ask for
     "command": str, "data_file": [str], "valid_data_file": TEXTS, "valid_share": float, "teacher_name": TEXT,
@@ -100,16 +100,16 @@ class RunFolder:
                 os.rename(old_folder(best), best)
             _clear(self.path, (UNFINISHED, f"{CHECKPOINTS}/{UNFINISHED}"))  # what a killed process left
             _rewind_metrics(self.path / METRICS, resumed_at)
+        write_json(self.path / PARAMETERS, self.parameters)
+        write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
         with naming_write_errors(self.path):
-            write_json(self.path / PARAMETERS, self.parameters)
-            write_json(self.path / "git_log.json", git_log(Path(__file__).parent))
             self._save_beside_model(self.path)
         self.metrics = MetricsFiles(self.path.absolute(), resumed_at)
 
     def _lock_folder(self) -> None:
         """For as long as this process lives; the lock is on the folder itself, so that none is left behind."""
         self._lock = os.open(self.path, os.O_RDONLY)
-        lock(self._lock, f"--dump_path {self.path}")
+        lock(self._lock, self.path)
 
     def log_metrics(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
         """See `MetricsFiles.append`."""
