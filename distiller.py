@@ -9,7 +9,6 @@ gives the same weights as one that was not.
 """
 
 import math
-import operator
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,12 +18,11 @@ from torch import nn
 from evaluation import held_out
 from models.families import LanguageModel
 from models.flops import peak_flops
-from training.batches import Batch, RunData, StepCounts
+from training.batches import MicroBatch, RunData, StepCounts
 from training.distributed import World
-from training.losses import Terms
 from training.memory import FreeMemory
 from training.meter import Meter
-from training.objective import Objective
+from training.objective import Objective, loss_weights
 from training.optimization import Optimization
 from training.recipe import Recipe
 from training.run_folder import RunFolder
@@ -81,7 +79,7 @@ class Distiller:
 
         trained = nn.ModuleList([student, self.objective.widening])
         self.optimization = Optimization(trained, recipe, self.n_steps, world, dtype)
-        self.meter = Meter(self.objective.names, self.objective.alphas, self.n_steps, world, self.peak_flops)
+        self.meter = Meter(recipe.alphas, self.n_steps, world, self.peak_flops)
         encoder_only = recipe.encoder_only
         self.product = student.encoder if encoder_only else student.model  # what is saved
         self.loss_name = held_out.HIDDEN_LOSS if encoder_only else held_out.LOSS[student.family.causal]
@@ -105,18 +103,14 @@ class Distiller:
     def _usual_eval_interval(self) -> int:
         if not self.data.held_out:
             return self.n_steps
-        n_evaluated = sum(batches.dataset.n_tokens for batches in self.data.held_out.values())
+        n_evaluated = sum(text.batches.dataset.n_tokens for text in self.data.held_out.values())
         n = usual_evaluations(self.recipe.n_epoch * self.data.train_set.n_tokens, n_evaluated)
         return max(1, self.n_steps // n)
 
     # --------------------------------------------------------------------------------------------------------- one step
 
-    def step(self, micro_batches: list[Batch], counts: StepCounts) -> bool:
+    def step(self, micro_batches: list[MicroBatch], counts: StepCounts) -> bool:
         """One step of the optimizer, in which nothing waits for the device.
-
-        The loss is a mean over the rows of the whole step. How many there are is known before, so each micro-batch's
-        sums are divided by that number at once, and the gradients of all micro-batches and processes add up to those of
-        the mean, whatever the sizes.
 
         Args:
             micro_batches: this process's part of the step; may be empty.
@@ -126,25 +120,25 @@ class Distiller:
         """
         set_seed(self.recipe.seed, self.n_done, self.world.rank)  # dropout draws from this
         self.student.train()
-        n_rows = self.objective.n_rows(counts)
-        weights = self.objective.alphas.map(lambda alpha, n: alpha / max(n, 1), n_rows)
+        weights = loss_weights(self.recipe.alphas, counts)
         self.objective.begin_step()
-        sums = Terms.zeros(self.world.device)
-        for batch in micro_batches:
+        parts = torch.zeros(len(weights), dtype=torch.float64, device=self.world.device)  # of the loss, for the log
+        for micro_batch in micro_batches:
             if self.stop.is_pressing:
                 break
-            loss, batch_sums = self.objective.loss(batch.to(self.world.device), weights)
+            micro_batch = micro_batch.to(self.world.device)
+            s, t = self.objective.read_as_student(micro_batch), self.objective.read_as_teacher(micro_batch)
+            loss, its_parts = self.objective(s, t, micro_batch, weights)
             self.optimization.backward(loss)
-            sums = sums.map(operator.add, batch_sums)
-            self.meter.advance(len(batch.input_ids))
+            parts += its_parts
+            self.meter.advance(len(micro_batch.input_ids))
         if self.world.any(self.stop.is_pressing):
             self.optimization.forget_gradients()
             return False
-        sums, bad = self.optimization.step(sums)
+        bad = self.optimization.step(parts)
         self.n_done += 1
         self.steps_of_epoch += 1
-        means = sums.map(lambda total, n: total / max(n, 1), n_rows)
-        self.meter.add(means, bad, counts.tokens, self.objective.work.flops(counts))
+        self.meter.add(parts, bad, counts.tokens, self.objective.work.flops(counts))
         return True
 
     # ---------------------------------------------------------------------------------------------------------- the run
@@ -165,8 +159,8 @@ class Distiller:
                     self.save()
             while self.epoch < recipe.n_epoch:
                 for micro_batches in self.steps():
-                    counts = StepCounts.of(micro_batches, self.stop.came).over_all(world)
-                    if counts.stops or not self.step(micro_batches, counts):
+                    counts = StepCounts.of(micro_batches).over_all(world)
+                    if world.any(self.stop.came) or not self.step(micro_batches, counts):
                         self.save()
                         return self.stop.name or "a signal to another process"
                     self._after_step()
@@ -177,7 +171,7 @@ class Distiller:
                 self.save(epoch=self.epoch - 1)
         return self.stop.name if self.owes_evaluation else None
 
-    def steps(self) -> Iterator[list[Batch]]:
+    def steps(self) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step that is left of the epoch."""
         return self.data.steps(self.recipe, self.world, self.epoch, self.steps_of_epoch)
 
@@ -263,7 +257,7 @@ class Distiller:
 
     def load_state_dict(self, state: dict) -> None:
         self.student.model.load_state_dict(state["student"])
-        self.objective.widening.load_state_dict(state.get("widening", {}))  # not in states of older versions
+        self.objective.widening.load_state_dict(state["widening"])
         self.optimization.load_state_dict(state["optimization"])
         self.meter.load_state_dict(state["meter"])
         self.epoch, self.steps_of_epoch, self.n_done = state["epoch"], state["steps_of_epoch"], state["step"]

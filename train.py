@@ -24,7 +24,7 @@ import utils
 from corpus.files import TokenCorpus, expand_globs, open_corpus
 from corpus.overlap import load_overlap
 from corpus.token_counts import count_tokens, load_token_counts
-from corpus.tokenization import describe_tokenizer
+from corpus.tokenization import describe_tokenizer, padding_id
 from corpus.vocabulary_trimming import Kept
 from distiller import Distiller
 from evaluation import held_out
@@ -35,7 +35,7 @@ from models.loading import load_language_model, load_with_or_without_head, some
 from models.student import build_student
 from models.trimming import trim_model
 from training import dry_run, flags, run_folder
-from training.batches import Masking, RunData
+from training.batches import Masking, Padding, RunData
 from training.configurations import check_memory, load_configs, longest_sequence, needs_teacher, resolve_defaults
 from training.distributed import World, choose_dtype, describe_device, init_world
 from training.flags import sanity_checks, whole_model
@@ -96,7 +96,7 @@ def build_data(
             counts = world.make_once(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
         masking = Masking.of_recipe(tokenizer, counts, recipe)
     evaluated = held_out.with_training_masks(held_out_text, masking, tokenizer) if held_out_text else {}
-    return RunData(train_set, sampler, masking, held_out.padding_id(tokenizer), evaluated, left_out)
+    return RunData(train_set, sampler, masking, Padding(padding_id(tokenizer), length), evaluated, left_out)
 
 
 def log_small_steps(run: Distiller) -> None:
@@ -203,7 +203,7 @@ def describe_run(
     return vars(args) | {
         "data": text.identity,
         "left_out": None if data.left_out is None else fingerprint([torch.from_numpy(data.left_out)]),
-        "valid_data": data.held_out[""].dataset.corpus.identity if args.valid_data_file else None,
+        "valid_data": data.held_out[""].batches.dataset.corpus.identity if args.valid_data_file else None,
         "masking": fingerprint([torch.from_numpy(data.masking.token_probs)]) if data.masking else None,
         "shape": fingerprint_of_shape(student.model.config),
         "teacher": fingerprint(teacher.state_dict().values()) if teacher else None,

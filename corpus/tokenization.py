@@ -76,6 +76,11 @@ def unknown_id(special_ids: dict) -> int | None:
     return None if unknown in (special_ids["eos"], special_ids["bos"]) else unknown
 
 
+def padding_id(tokenizer) -> int:
+    """GPT-2 has no padding token; nobody looks at what stands in a padded place."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def has_boundaries(ids: np.ndarray, offsets: np.ndarray, special_ids: dict) -> np.ndarray:
     """(n_sequences,) bool, whether each sequence of a block begins and ends with its boundary tokens."""
     begin, end = boundary_ids(special_ids)

@@ -11,7 +11,7 @@ import torch
 from evaluation import held_out
 from models.families import LanguageModel
 from models.student import with_layers
-from training.batches import Batches
+from training.batches import MicroBatches
 from training.distributed import World
 from utils import markdown_table
 
@@ -45,7 +45,7 @@ def _groups(values: np.ndarray, ends: tuple[int, ...], first: str, others: str, 
 
 
 def by_layer(
-    model: LanguageModel, teacher: LanguageModel, batches: Batches, world: World, dtype: torch.dtype
+    model: LanguageModel, teacher: LanguageModel, text: MicroBatches, world: World, dtype: torch.dtype
 ) -> list[dict[str, float]]:
     """What `held_out.evaluate` tells of the model if it ended after its first layer, its second, and so on.
 
@@ -56,7 +56,7 @@ def by_layer(
     found = []
     for depth in range(1, model.depth + 1):
         cut = LanguageModel(with_layers(model.model, list(range(depth)), own_family)).to(world.device)
-        found.append(held_out.evaluate(cut, teacher, batches, world, dtype))
+        found.append(held_out.evaluate(cut, teacher, text, world, dtype))
     return found
 
 

@@ -10,26 +10,22 @@ Dimensions: n_labels masked (or next) tokens of a batch; voc_size.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from corpus.files import TokenCorpus
-from corpus.tokenization import describe_tokenizer
+from corpus.tokenization import describe_tokenizer, padding_id
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
 from models.families import LanguageModel
-from training import losses
-from training.batches import Batch, Batches, Masking
+from training.batches import Batches, Masking, MicroBatch, MicroBatches, Padding, StepCounts
 from training.distributed import World
-from training.losses import Terms
+from training.losses import ce_loss, cos_loss, label_loss, usual_chunk
 from training.metrics_files import TRAINING_MASKS
-from training.objective import Objective
-from training.vocabulary_loss import usual_chunk
+from training.objective import Objective, loss_weights
 
 SEED = (0, 1 << 31)  # of the masks; no epoch has this number
 TOKENS_PER_BATCH = 4096
@@ -51,8 +47,8 @@ def held_out_batches(
     masked: bool,
     sequences: np.ndarray | None,
     masking: Masking | None = None,
-) -> Batches:
-    """Batches of these sequences of a corpus (None: of all), with masks that never change.
+) -> MicroBatches:
+    """Batches of these sequences of a corpus (None: of all), with masks that never change, each as one micro-batch.
 
     Args:
         masked: False for causal models, and where no words are guessed.
@@ -64,7 +60,7 @@ def held_out_batches(
     budget = max(TOKENS_PER_BATCH, int(dataset.lengths.max()) + 8)
     sampler = GroupedBatchSampler(dataset.lengths, tokens_per_batch=budget, shuffle=False)
     masking = masking or (even_masking(tokenizer) if masked else None)
-    return Batches(dataset, sampler, SEED, masking, padding_id(tokenizer))
+    return MicroBatches(Batches(dataset, sampler, SEED, masking), Padding(padding_id(tokenizer), max_length))
 
 
 def even_masking(tokenizer) -> Masking:
@@ -72,32 +68,27 @@ def even_masking(tokenizer) -> Masking:
     return Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
 
 
-def with_training_masks(even: Batches, training: Masking | None, tokenizer) -> dict[str, Batches]:
+def with_training_masks(even: MicroBatches, training: Masking | None, tokenizer) -> dict[str, MicroBatches]:
     """The batches to evaluate on, by what the names of their figures begin with: `even`, and where the training masks
     otherwise, the same text under the training's masks."""
     if training is None or training.is_like(even_masking(tokenizer)):
         return {"": even}
-    dataset, sampler = even.dataset, even.sampler
-    return {"": even, TRAINING_MASKS: Batches(dataset, sampler, SEED, training, padding_id(tokenizer))}
-
-
-def padding_id(tokenizer) -> int:
-    """GPT-2 has no padding token; what stands in a padded place is never looked at."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    batches = Batches(even.batches.dataset, even.batches.sampler, SEED, training)
+    return {"": even, TRAINING_MASKS: MicroBatches(batches, even.padding)}
 
 
 def evaluate_all(
     student: LanguageModel,
     teacher: LanguageModel | None,
-    held_out: dict[str, Batches],
+    held_out: dict[str, MicroBatches],
     world: World,
     dtype: torch.dtype,
     is_pressing: Callable[[], bool],
 ) -> dict[str, float] | None:
     """What `evaluate` returns for each of the batches, under names that begin with their keys."""
     metrics = {}
-    for beginning, batches in held_out.items():
-        part = evaluate(student, teacher, batches, world, dtype, is_pressing)
+    for beginning, text in held_out.items():
+        part = evaluate(student, teacher, text, world, dtype, is_pressing)
         if part is None:
             return None
         metrics |= {beginning + name: value for name, value in part.items()}
@@ -132,7 +123,7 @@ class Remembered(LanguageModel):
 def evaluate(
     student: LanguageModel,
     teacher: LanguageModel | None,
-    batches: Batches,
+    text: MicroBatches,
     world: World,
     dtype: torch.dtype,
     is_pressing: Callable[[], bool] = lambda: False,
@@ -149,44 +140,42 @@ def evaluate(
     student.eval()
     names = [*OWN, *(BESIDE_TEACHER if teacher else ())]
     sums = torch.zeros(1 + len(names), dtype=torch.float64, device=world.device)
-    for batch in _mine(batches, world, is_pressing):
-        values = _values(student, teacher, batch, dtype)  # (names, n_labels)
+    for micro_batch in _mine(text, world, is_pressing):
+        values = _values(student, teacher, micro_batch, dtype)  # (names, n_labels)
         sums += torch.cat([values.new_tensor([values.shape[1]]), values.sum(1)])
     if world.any(is_pressing()):
         return None
     world.all_reduce(sums)
     loss, *others = (sums[1:] / sums[0]).tolist()
-    metrics = {LOSS[batches.masking is None]: loss, "perplexity": math.exp(min(loss, 100))}
+    metrics = {LOSS[text.batches.masking is None]: loss, "perplexity": math.exp(min(loss, 100))}
     return metrics | dict(zip(names[1:], others, strict=True))
 
 
 @torch.no_grad()
 def evaluate_hidden(
-    objective: Objective, batches: Batches, world: World, is_pressing: Callable[[], bool] = lambda: False
+    objective: Objective, text: MicroBatches, world: World, is_pressing: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     """Means over the tokens of all batches, over all processes, of the terms that compare hidden states.
 
     Returns: None if a process had no time left; else `hidden_loss`, their weighted sum, and each term of some weight.
     """
     objective.student.eval()
-    sums, n_tokens = Terms.zeros(world.device), torch.zeros((), dtype=torch.float64, device=world.device)
-    for batch in _mine(batches, world, is_pressing):
-        _, of_batch = objective.loss(batch, objective.alphas)
-        sums = sums.map(operator.add, of_batch)
-        n_tokens += len(batch.token_positions)
+    alphas = objective.recipe.alphas
+    weights = loss_weights(alphas, StepCounts(tokens=text.batches.dataset.n_tokens))
+    parts = torch.zeros(len(weights), dtype=torch.float64, device=world.device)  # what each term adds to the loss
+    for micro_batch in _mine(text, world, is_pressing):
+        s, t = objective.read_as_student(micro_batch), objective.read_as_teacher(micro_batch)
+        parts += objective(s, t, micro_batch, weights)[1]
     if world.any(is_pressing()):
         return None
-    together = torch.stack([*sums, n_tokens])
-    world.all_reduce(together)
-    means = Terms(*(together[:-1] / together[-1]).tolist())
-    named = zip(objective.names, means, objective.alphas, strict=True)
-    terms = {f"hidden_{name}": mean for name, mean, alpha in named if alpha}
-    return {HIDDEN_LOSS: sum(objective.alphas.map(operator.mul, means))} | terms
+    world.all_reduce(parts)
+    means = {f"hidden_{term}": part / alphas[term] for term, part in zip(alphas, parts.tolist(), strict=True)}
+    return {HIDDEN_LOSS: parts.sum().item()} | means
 
 
 @torch.no_grad()
 def evaluate_labels(
-    student: LanguageModel, teacher: LanguageModel, batches: Batches, device: torch.device, dtype: torch.dtype
+    student: LanguageModel, teacher: LanguageModel, text: MicroBatches, device: torch.device, dtype: torch.dtype
 ) -> dict[str, np.ndarray]:
     """What `evaluate` takes the means of, one value for each labelled position of all batches: (n labels,) float64; and
     each one's `label`, an id, and `length`, of its sequence.
@@ -195,56 +184,55 @@ def evaluate_labels(
     """
     student.eval()
     values, labels, lengths = [], [], []
-    for batch in (batches[j] for j in range(len(batches))):
-        values.append(_values(student, teacher, batch.to(device), dtype))
-        labels.append(batch.labels)
-        bs, seq_length = batch.input_ids.shape
-        of_sequence = torch.full((bs,), seq_length) if batch.attention_mask is None else batch.attention_mask.sum(1)
-        lengths.append(of_sequence[batch.head_positions[: len(batch.labels)] // seq_length])
+    for micro_batch in text:
+        values.append(_values(student, teacher, micro_batch.to(device), dtype))
+        labels.append(micro_batch.labels)
+        lengths.append(micro_batch.lengths[micro_batch.label_positions // micro_batch.input_ids.shape[1]])
     found = dict(zip((*OWN, *BESIDE_TEACHER), torch.cat(values, 1).cpu().numpy(), strict=True))
     return found | {"label": torch.cat(labels).numpy(), "length": torch.cat(lengths).numpy()}
 
 
 @torch.no_grad()
 def evaluate_cosine(
-    student: LanguageModel, teacher: LanguageModel, batches: Batches, device: torch.device, dtype: torch.dtype
+    student: LanguageModel, teacher: LanguageModel, text: MicroBatches, device: torch.device, dtype: torch.dtype
 ) -> float | None:
     """Mean over all tokens of the cosine of both models' last hidden states; None if they differ in width."""
     if student.dim != teacher.dim:
         return None
     student.eval()
     distance = 0.0
-    for j in range(len(batches)):
-        batch = batches[j].to(device)
+    for micro_batch in text:
+        given = micro_batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            hidden = (
-                m.hidden(batch.input_ids, batch.attention_mask)[batch.token_positions] for m in (student, teacher)
-            )
-            distance += losses.cosine(*hidden).item()
-    return 1 - distance / batches.dataset.n_tokens
+            hidden = [model.hidden(given.input_ids, given.attention_mask) for model in (student, teacher)]
+            distance += cos_loss(*(states[given.token_positions] for states in hidden)).item()
+    return 1 - distance / text.batches.dataset.n_tokens
 
 
 OWN = ("loss", "accuracy")
 BESIDE_TEACHER = ("kl", "agreement", "teacher_loss", "teacher_accuracy")
 
 
-def _mine(batches: Batches, world: World, is_pressing: Callable[[], bool]) -> Iterator[Batch]:
-    """This process's batches, on its device, until there is no time left."""
-    numbers = batches.sampler.batches_of_rank(world.rank, world.size)
-    for batch in DataLoader(batches, batch_size=None, sampler=numbers, generator=torch.Generator()):
+def _mine(text: MicroBatches, world: World, is_pressing: Callable[[], bool]) -> Iterator[MicroBatch]:
+    """This process's micro-batches, on its device, until there is no time left."""
+    for j in text.batches.sampler.batches_of_rank(world.rank, world.size):
         if is_pressing():
             return
-        yield batch.to(world.device)
+        for micro_batch in text[[j]]:
+            yield micro_batch.to(world.device)
 
 
-def _values(student: LanguageModel, teacher: LanguageModel | None, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+def _values(
+    student: LanguageModel, teacher: LanguageModel | None, micro_batch: MicroBatch, dtype: torch.dtype
+) -> torch.Tensor:
     """(OWN and, with a teacher, BESIDE_TEACHER; n_labels) float64. No more than a chunk of logits is ever alive."""
-    device, positions = batch.input_ids.device, batch.head_positions[: len(batch.labels)]  # (n_labels,)
+    device = micro_batch.input_ids.device
     models = [student, teacher] if teacher else [student]
+    given = micro_batch.input_ids, micro_batch.attention_mask
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        hidden = [model.hidden(batch.input_ids, batch.attention_mask)[positions] for model in models]
+        hidden = [model.hidden(*given)[micro_batch.label_positions] for model in models]  # (n_labels, dim) each
         rows = usual_chunk(device, student.model.config.vocab_size)
-        chunks = zip(batch.labels.split(rows), *(states.split(rows) for states in hidden), strict=True)
+        chunks = zip(micro_batch.labels.split(rows), *(states.split(rows) for states in hidden), strict=True)
         return torch.cat([_values_of_rows(models, labels, states) for labels, *states in chunks], 1)
 
 
@@ -252,9 +240,9 @@ def _values_of_rows(models: list[LanguageModel], labels: torch.Tensor, hidden: l
     """As `_values`, of the hidden states of some rows, (n, dim) for each model."""
     logits, *of_teacher = (model.logits(states) for model, states in zip(models, hidden, strict=True))
     guess = logits.argmax(-1)  # (n,)
-    values = [losses.cross_entropy(logits, labels), guess == labels]
+    values = [label_loss(logits, labels), guess == labels]
     for t_logits in of_teacher:
         t_guess = t_logits.argmax(-1)
-        values += [losses.distillation(logits, t_logits, 1.0), guess == t_guess]
-        values += [losses.cross_entropy(t_logits, labels), t_guess == labels]
+        values += [ce_loss(logits, t_logits, 1.0), guess == t_guess]
+        values += [label_loss(t_logits, labels), t_guess == labels]
     return torch.stack([value.double() for value in values])

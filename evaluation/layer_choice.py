@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from evaluation import held_out
 from models.families import LanguageModel
 from models.student import spread_layers, with_layers
-from training.batches import Batches
+from training.batches import MicroBatches
 from training.distributed import World
 
 
@@ -60,7 +60,7 @@ class Trial:
     Args:
         teacher: frozen, float32, on the world's device.
         student_type: the student's family; None for the usual one.
-        batches: with the words to guess.
+        text: with the words to predict.
         world: of one process.
         dtype: what to compute in.
         tried: called after each list.
@@ -70,19 +70,19 @@ class Trial:
         self,
         teacher: PreTrainedModel,
         student_type: str | None,
-        batches: Batches,
+        text: MicroBatches,
         world: World,
         dtype: torch.dtype,
         tried: Callable[[], None] = lambda: None,
     ) -> None:
-        self.teacher, self.student_type, self.batches = teacher, student_type, batches
+        self.teacher, self.student_type, self.text = teacher, student_type, text
         self.world, self.dtype, self.tried = world, dtype, tried
         self.beside = held_out.Remembered(teacher)
 
     def metrics(self, layers: list[int]) -> dict[str, float]:
         """What `held_out.evaluate` tells of a student with these layers of the teacher's."""
         student = LanguageModel(with_layers(self.teacher, layers, self.student_type)).to(self.world.device)
-        metrics = held_out.evaluate(student, self.beside, self.batches, self.world, self.dtype)
+        metrics = held_out.evaluate(student, self.beside, self.text, self.world, self.dtype)
         self.tried()
         return metrics
 

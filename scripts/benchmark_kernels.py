@@ -24,13 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from scripts.benchmark_launches import FULL, TINY, Setup
 from scripts.benchmark_training import changed
-from training import vocabulary_loss
+from training import losses
 from training.configurations import default_tokens_per_micro_batch
 from training.distributed import now, single_process
-from training.losses import Terms
+from training.losses import ALIGNMENT, Projection
 from training.memory import peak_memory
 from training.recipe import Recipe
-from training.vocabulary_loss import ALIGNMENT, Projection
 from utils import InputError, reason_of
 
 
@@ -92,13 +91,13 @@ def vocabulary(setup: Setup) -> Iterator[str]:
     projection = Projection.of(linear, torch.bfloat16)
     teachers = Projection.of(torch.nn.Linear(size.dim, size.voc_size, device=setup.device), torch.bfloat16)
     labels = torch.randint(size.voc_size, (int(0.15 * n),), device=setup.device)
-    weights = Terms(ce=5 / n, labels=2 / len(labels))
+    weights = {"ce": 5 / n, "mlm": 2 / len(labels)}
     s_rows, t_rows = random_vectors(setup, n, size.dim).requires_grad_(), random_vectors(setup, n, size.dim)
 
     def gradients(chunk_rows: int | None = None, n: int = n) -> tuple[torch.Tensor, torch.Tensor]:
         s_rows.grad = linear.weight.grad = linear.bias.grad = None
         some = (s_rows[:n], linear, projection, t_rows[:n], teachers, labels[:n], weights, Recipe.temperature)
-        vocabulary_loss.vocabulary_loss(*some, chunk_rows)[0].backward()
+        losses.vocabulary_loss(*some, chunk_rows)[0].backward()
         return s_rows.grad[:n], linear.weight.grad
 
     checked = min(n, 2048)  # float64 logits of all rows would not fit everywhere
@@ -112,29 +111,29 @@ def vocabulary(setup: Setup) -> Iterator[str]:
         return [f"{title}{chunk_rows:,}", f"{ms:.2f}", f"{gib:.1f}", *(f"{error:.1e}" for error in errors)]
 
     header = [f"vocabulary loss, {n:,} rows", "ms", "GiB", "error by rows", "error by matrix"]
-    usual = vocabulary_loss.usual_chunk(setup.device, size.voc_size)
+    usual = losses.usual_chunk(setup.device, size.voc_size)
     chunks = (n // 16, n // 4, n)
     yield utils.markdown_table(
         header, [row("as it is, chunks of " if rows == usual else "chunks of ", rows) for rows in chunks]
     )
-    with changed(vocabulary_loss, chunk_gradient=torch.compile(chunk_gradient_of_copies, dynamic=True)):
+    with changed(losses, chunk_gradient=torch.compile(chunk_gradient_of_copies, dynamic=True)):
         yield utils.markdown_table(header, [row("compiled, chunks of ", rows) for rows in chunks[1:]])
 
 
-def chunk_gradient_of_copies(s, t, scratch, *more, plain=vocabulary_loss.chunk_gradient):
+def chunk_gradient_of_copies(s, t, scratch, *more, plain=losses.chunk_gradient):
     """What compiles: PyTorch 2.13 fails on logits that are overwritten. Compiling does away with the copies."""
     return plain(s.clone(), t.clone(), [part.clone() for part in scratch], *more)
 
 
-def exact_gradients(s_rows, s_projection, t_rows, t_projection, labels, weights: Terms) -> list[torch.Tensor]:
+def exact_gradients(s_rows, s_projection, t_rows, t_projection, labels, weights) -> list[torch.Tensor]:
     """In float64, of the weighted vocabulary loss by the rows and by the projection's matrix."""
     x = s_rows.detach().double().requires_grad_()
-    matrix = s_projection.weight[: s_projection.voc_size].double().requires_grad_()
+    matrix = s_projection.matrix[: s_projection.voc_size].double().requires_grad_()
     s = F.linear(x, matrix, s_projection.bias[: s_projection.voc_size].double())  # (n, voc_size)
     t = F.linear(t_rows.double(), *(part[: t_projection.voc_size].double() for part in t_projection[:2]))
     logs = [F.log_softmax(logits / Recipe.temperature, -1) for logits in (s, t)]
     kl = F.kl_div(*logs, reduction="sum", log_target=True) * Recipe.temperature**2
-    loss = weights.ce * kl + weights.labels * F.cross_entropy(s[: len(labels)], labels, reduction="sum")
+    loss = weights["ce"] * kl + weights["mlm"] * F.cross_entropy(s[: len(labels)], labels, reduction="sum")
     return list(torch.autograd.grad(loss, (x, matrix)))
 
 

@@ -36,8 +36,8 @@ from grouped_batch_sampler import GroupedBatchSampler
 from models.families import FAMILIES, LanguageModel, freeze
 from models.student import build_student, half_depth_config
 from scripts.benchmark_training import PAD, Case, build_teacher, changed, draw_sequences, masking_of
-from training import vocabulary_loss
-from training.batches import Batch, RunData, StepCounts
+from training import losses
+from training.batches import MicroBatch, Padding, RunData, StepCounts
 from training.distributed import World
 from training.recipe import Recipe
 
@@ -104,7 +104,7 @@ class Setup:
         size, lengths = self.size, np.array([len(sequence) for sequence in self.sequences])
         by_tokens = recipe.tokens_per_batch
         sampler = GroupedBatchSampler(lengths, None if by_tokens else recipe.batch_size, by_tokens)
-        data = RunData(self.sequences, sampler, masking_of(size.voc_size), PAD, {})
+        data = RunData(self.sequences, sampler, masking_of(size.voc_size), Padding(PAD), {})
         case = Case("", size.layers, size.dim, recipe.batch_size, size.batches, grouped=True)
         attention = {"num_attention_heads": size.heads, "attention_probs_dropout_prob": size.attention_dropout}
         teacher = build_teacher(case, self.device, size.voc_size, **attention)
@@ -115,7 +115,7 @@ class Setup:
         return Distiller(recipe, *models, data, self.world, torch.bfloat16, None)
 
 
-Step = tuple[list[Batch], StepCounts]
+Step = tuple[list[MicroBatch], StepCounts]
 
 
 def steps_of(distiller: Distiller, n: int) -> list[Step]:
@@ -206,7 +206,7 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch("torch.nn.functional.layer_norm", lambda x, *more, **options: norm(x.float(), *more, **options)),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", attend),
         mock.patch("torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given, foreach=True)),
-        changed(vocabulary_loss, CHUNK_ROWS={"cpu": vocabulary_loss.CHUNK_ROWS["cuda"]}),
+        changed(losses, CHUNK_ROWS={"cpu": losses.CHUNK_ROWS["cuda"]}),
     ):
         yield
 

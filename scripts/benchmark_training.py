@@ -35,11 +35,20 @@ from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
 from models.families import LanguageModel
 from models.student import build_student, half_depth_config
-from training import vocabulary_loss
-from training.batches import Batch, Batches, Masking, RunData, StepCounts, Steps, prepare_batch_mlm
+from training import losses
+from training.batches import (
+    Batches,
+    Masking,
+    MicroBatch,
+    MicroBatches,
+    Padding,
+    RunData,
+    StepCounts,
+    pad,
+    prepare_batch_mlm,
+)
 from training.configurations import default_tokens_per_micro_batch
 from training.distributed import World, describe_device, has_native_bf16, init_world, now
-from training.losses import Terms
 from training.memory import PeakAbove
 from training.optimization import Optimization
 from training.recipe import Recipe
@@ -90,7 +99,7 @@ class Straightforward:
         self.device, self.dtype = device, dtype
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6)
 
-    def step(self, batches: list[Batch]) -> None:
+    def step(self, batches: list[MicroBatch]) -> None:
         self.student.train()
         for batch in batches:
             (self.losses(batch.to(self.device)) / len(batches)).backward()
@@ -98,11 +107,11 @@ class Straightforward:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def losses(self, batch: Batch) -> torch.Tensor:
+    def losses(self, batch: MicroBatch) -> torch.Tensor:
         recipe, ids, temperature = self.recipe, batch.input_ids, self.recipe.temperature
         mask = torch.ones_like(ids) if batch.attention_mask is None else batch.attention_mask.long()
         labels = torch.full_like(ids, -100).flatten()
-        labels[batch.head_positions[: len(batch.labels)]] = batch.labels
+        labels[batch.label_positions] = batch.labels
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             s = self.student(ids, attention_mask=mask, output_hidden_states=True)
             with torch.no_grad():
@@ -130,11 +139,11 @@ class Ours:
     """The very Distiller of train.py."""
 
     def __init__(self, student, teacher, recipe: Recipe, world: World, dtype: torch.dtype) -> None:
-        data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, PAD, {})
+        data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, Padding(PAD), {})
         student, teacher = LanguageModel(student), LanguageModel(teacher)
         self.distiller = Distiller(recipe, student, teacher, data, world, dtype, None)
 
-    def step(self, micro_batches: list[Batch]) -> None:
+    def step(self, micro_batches: list[MicroBatch]) -> None:
         self.distiller.step(micro_batches, StepCounts.of(micro_batches))
 
 
@@ -152,20 +161,21 @@ def masking_of(voc_size: int) -> Masking:
     return Masking(np.arange(voc_size) >= FIRST_WORD, np.arange(FIRST_WORD, voc_size), MASK)
 
 
-def straightforward_batches(case: Case, sequences: list[np.ndarray], masking: Masking) -> list[Batch]:
+def straightforward_batches(case: Case, sequences: list[np.ndarray], masking: Masking) -> list[MicroBatch]:
     if case.grouped:
         sequences = sorted(sequences, key=len)
     parts = [sequences[start : start + case.batch_size] for start in range(0, len(sequences), case.batch_size)]
     generator = np.random.default_rng(0)
-    return [prepare_batch_mlm(part, PAD, masking, generator, head_on_all_tokens=True) for part in parts]
+    batches = [prepare_batch_mlm(part, masking, generator) for part in parts]
+    return [pad(batch, Padding(PAD), head_on_all_tokens=True) for batch in batches]
 
 
-def our_micro_batches(case: Case, sequences: list[np.ndarray], masking: Masking, tokens: int) -> list[Batch]:
+def our_micro_batches(case: Case, sequences: list[np.ndarray], masking: Masking, tokens: int) -> list[MicroBatch]:
     lengths = np.array([len(sequence) for sequence in sequences])
     size = None if case.tokens_per_batch else case.batch_size
     sampler = GroupedBatchSampler(lengths, size, case.tokens_per_batch)
-    batches = Batches(sequences, sampler, (0, 0), masking, PAD, head_on_all_tokens=True)
-    return Steps(batches, tokens)[range(len(sampler))]
+    batches = Batches(sequences, sampler, (0, 0), masking)
+    return MicroBatches(batches, Padding(PAD), tokens, head_on_all_tokens=True)[range(len(sampler))]
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -190,7 +200,7 @@ class Variant:
 
     name: str
     make: Callable[[], object]
-    batches: Callable[[], list[Batch]]
+    batches: Callable[[], list[MicroBatch]]
     constants: dict
 
 
@@ -198,7 +208,7 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
     """Seconds of each round and bytes of memory of each variant. Rounds alternate between the variants."""
     ways = {}
     for variant in variants:
-        with changed(vocabulary_loss, **variant.constants):
+        with changed(losses, **variant.constants):
             way = ways[variant.name] = variant.make()
             way.step(variant.batches())  # the optimizer's state, and warm-up
             way.step(variant.batches())
@@ -207,7 +217,7 @@ def measure(variants: list[Variant], rounds: int, device: torch.device) -> dict[
     for done in range(rounds + 1):
         for variant in variants:
             batches = variant.batches
-            with changed(vocabulary_loss, **variant.constants):
+            with changed(losses, **variant.constants):
                 if done == rounds:
                     with PeakAbove(device) as peak:
                         ways[variant.name].step(batches())
@@ -250,7 +260,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     def ours(recipe: Recipe = recipe) -> Ours:
         return Ours(student(), teacher, recipe, world, dtype)
 
-    def micro_batches(tokens: int = default_tokens_per_micro_batch(device)) -> list[Batch]:
+    def micro_batches(tokens: int = default_tokens_per_micro_batch(device)) -> list[MicroBatch]:
         return our_micro_batches(case, sequences, masking, tokens)
 
     variants = [
@@ -306,7 +316,7 @@ def seconds_of_exchange(optimization: Optimization, world: World, rounds: int) -
     for _ in range(rounds + 1):
         world.any(False)
         start = now(world.device)
-        optimization.exchange(Terms.zeros(world.device))
+        optimization.exchange(torch.zeros(3, dtype=torch.float64, device=world.device))
         seconds.append(now(world.device) - start)
     return statistics.median(seconds[1:])  # the first one opens connections
 

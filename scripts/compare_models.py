@@ -66,13 +66,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @torch.no_grad()
-def seconds_of_forward(model: LanguageModel, batches: list, world: World, dtype: torch.dtype, logits: bool) -> float:
-    """Forward through all batches, with logits for all tokens if `logits`, as a user of the model would run it."""
+def seconds_of_forward(
+    model: LanguageModel, micro_batches: list, world: World, dtype: torch.dtype, logits: bool
+) -> float:
+    """Forward through all of them, with logits for all tokens if `logits`, as a user of the model would run it."""
     model.eval()
     start = now(world.device)
     with torch.autocast(world.device.type, dtype, enabled=dtype != torch.float32):
-        for batch in batches:
-            hidden = model.hidden(batch.input_ids, batch.attention_mask)
+        for micro_batch in micro_batches:
+            hidden = model.hidden(micro_batch.input_ids, micro_batch.attention_mask)
             if logits:
                 model.logits(hidden)
     return now(world.device) - start
@@ -179,7 +181,7 @@ def measure(
     masking = None
     if token_counts and on_words and not causal:
         masking = Masking.of_tokenizer(tokenizer, load_token_counts(token_counts, len(tokenizer)), smoothing)
-    batches = held_out.held_out_batches(corpus, tokenizer, length, on_words and not causal, chosen, masking)
+    text = held_out.held_out_batches(corpus, tokenizer, length, on_words and not causal, chosen, masking)
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
     rows = []
@@ -193,18 +195,18 @@ def measure(
             "parameters": sum(p.numel() for p in part.parameters()),
             "bytes": size_on_disk(name),
         }
-        compared = model, teacher, batches, world.device, dtype
+        compared = model, teacher, text, world.device, dtype
         if on_words:
             row["labels"] = held_out.evaluate_labels(*compared)
             if layers and model is not models[0]:
-                row["by_layer"] = by_layer(model, teacher, batches, world, dtype)
+                row["by_layer"] = by_layer(model, teacher, text, world, dtype)
         else:
             row["cosine"] = held_out.evaluate_cosine(*compared)
         if pairs:
             row["sts_b"] = similarity_scores(name, tokenizer, pairs, world.device)["score"]
         rows.append(row)
         bar.update()
-    prepared = [batches[j].to(world.device) for j in range(len(batches))]
+    prepared = [micro_batch.to(world.device) for micro_batch in text]
     times = [[] for _ in models]
     for _ in range(turns + 1):  # the first turn is the warm-up
         for model, seconds in zip(models, times, strict=True):
@@ -212,7 +214,7 @@ def measure(
             bar.update()
     bar.close()
     for row, seconds in zip(rows, times, strict=True):
-        row["speed"] = batches.dataset.n_tokens / statistics.median(seconds[1:])
+        row["speed"] = text.batches.dataset.n_tokens / statistics.median(seconds[1:])
     return rows
 
 

@@ -204,7 +204,7 @@ def check_counts(report: Report, counts_file: str, statistics: CorpusStatistics,
 def report_examples(
     report: Report, corpus: TokenCorpus, training: LmSeqsDataset, statistics: CorpusStatistics, tokenizer, args
 ) -> None:
-    from training.batches import Masking, draw_mask  # imports torch
+    from training.batches import NO_LABEL, Masking, mask_tokens  # imports torch
 
     report.section("Examples")
     generator = np.random.default_rng(args.seed)
@@ -220,9 +220,10 @@ def report_examples(
     counts[: len(statistics.counts)] = statistics.counts[: len(tokenizer)]
     ids = training[chosen[0]]
     masking = Masking.of_recipe(tokenizer, counts, Recipe())
-    masked, places = draw_mask(ids[None], np.ones((1, len(ids)), bool), masking, generator)
+    masked, labels = mask_tokens(ids, masking, generator)
+    places = np.flatnonzero(labels != NO_LABEL)
     shown = tokenizer.convert_ids_to_tokens(ids)
-    for place, after in zip(places, tokenizer.convert_ids_to_tokens(masked[0, places]), strict=True):
+    for place, after in zip(places, tokenizer.convert_ids_to_tokens(masked[places]), strict=True):
         shown[place] = f"{{{shown[place]} → {after}}}"
     print(f"[{chosen[0]}], masked as in training: {' '.join(shown)}")
 
@@ -260,9 +261,9 @@ def report_teacher(
     world = single_process(None)
     model = LanguageModel(teacher).to(world.device)
     sample = held_out.held_out_sequences(len(corpus), 1.0)[:N_SAMPLE]
-    batches = held_out.held_out_batches(corpus, tokenizer, length, not model.family.causal, sample)
+    text = held_out.held_out_batches(corpus, tokenizer, length, not model.family.causal, sample)
     dtype = torch.bfloat16 if has_native_bf16(world.device) else torch.float32
-    metrics = held_out.evaluate(model, None, batches, world, dtype)
+    metrics = held_out.evaluate(model, None, text, world, dtype)
     loss = metrics["clm_loss" if model.family.causal else "mlm_loss"]
     text = statistics.counts.astype(float)
     text[[id_ for id_ in tokenizer.all_special_ids if id_ < len(text)]] = 0

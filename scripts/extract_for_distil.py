@@ -107,13 +107,13 @@ def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel, tokenizer)
     text.verify()
     causal, length = family_of(teacher.config).causal, max_length(teacher.config)
     sequences = np.unique(np.linspace(0, len(text) - 1, args.n_sequences).astype(int))
-    batches = held_out.held_out_batches(text, tokenizer, length, not causal, sequences)
+    words = held_out.held_out_batches(text, tokenizer, length, not causal, sequences)
     world = single_process(args.n_gpu)
     teacher = teacher.eval().requires_grad_(False).to(world.device)
     lists = usual_lists(depth, n, getattr(teacher.config, "layer_types", None))
     total = n_trials(depth, n) + len(lists) + 1
     with utils.progress_bar(True, True, desc="lists of layers", total=total) as bar:
-        trial = Trial(teacher, args.student_type, batches, world, choose_dtype(args, world.device), bar.update)
+        trial = Trial(teacher, args.student_type, words, world, choose_dtype(args, world.device), bar.update)
         lists = {"taken away one by one": one_by_one(depth, n, trial.kl)} | lists
         rows = {name: trial.metrics(layers) for name, layers in lists.items()}
     teacher.to("cpu")

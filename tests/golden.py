@@ -30,7 +30,7 @@ from grouped_batch_sampler import GroupedBatchSampler
 from models.families import DROPOUT, LanguageModel, family_of
 from models.loading import auto_class
 from models.student import half_depth_config
-from training.batches import Batches, Masking, RunData, StepCounts
+from training.batches import Batches, Masking, MicroBatches, Padding, RunData, StepCounts
 from training.distributed import World
 from training.recipe import Recipe
 
@@ -65,7 +65,8 @@ def digests() -> dict:
 
 def losses_of(family: str, recipe: Recipe, changes: dict) -> list[dict[str, float]]:
     teacher, student = make_models(family, changes)
-    data = RunData(sequences(), sampler(recipe, recipe.seed), masking(recipe, family_of(SMALL[family]).causal), PAD, {})
+    masks = masking(recipe, family_of(SMALL[family]).causal)
+    data = RunData(sequences(recipe.whole_word_mask), sampler(recipe, recipe.seed), masks, Padding(PAD), {})
     distiller = Distiller(recipe, student, teacher, data, World(torch.device("cpu")), torch.float64, None)
     draw_weights(distiller.objective.widening.double(), 2)
     norms = []
@@ -112,9 +113,11 @@ def draw_weights(module: torch.nn.Module, seed: int) -> None:
             parameter.copy_(values + ("norm" in name.lower() and name.endswith("weight")))
 
 
-def sequences() -> list[np.ndarray]:
+def sequences(bounded: bool = False) -> list[np.ndarray]:
+    """With `bounded`, special tokens stand around each: whole words end there."""
     generator = np.random.default_rng(7)
-    return [generator.integers(5, VOC_SIZE, n) for n in generator.integers(12, 40, 2 * 3 * N_STEPS)]
+    drawn = [generator.integers(5, VOC_SIZE, n) for n in generator.integers(12, 40, 2 * 3 * N_STEPS)]
+    return [np.concatenate([[1], ids[1:-1], [2]]) for ids in drawn] if bounded else drawn
 
 
 def sampler(recipe: Recipe, seed: int) -> GroupedBatchSampler:
@@ -140,9 +143,9 @@ def order(seed: int, epoch: int) -> str:
 
 
 def masks(seed: int, epoch: int) -> str:
-    made = Batches(sequences(), sampler(TYPED, seed), (seed, epoch), masking(TYPED, causal=False), PAD)
-    batches = [made[j] for j in range(len(made))]
-    return digest(*(part for batch in batches for part in (batch.input_ids.numpy().ravel(), batch.labels.numpy())))
+    batches = Batches(sequences(), sampler(TYPED, seed), (seed, epoch), masking(TYPED, causal=False))
+    padded = MicroBatches(batches, Padding(PAD))
+    return digest(*(part.numpy().ravel() for batch in padded for part in (batch.input_ids, batch.labels)))
 
 
 def digest(*arrays: np.ndarray) -> str:

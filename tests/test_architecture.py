@@ -14,7 +14,7 @@ ORDER = (
     "distiller",
     "evaluation: breakdown layer_choice sentence_similarity squad fine_tuning scores glue held_out",
     "training: configurations sentence_encoder resume flags dry_run meter optimization objective batches "
-    "vocabulary_loss relation_loss losses recipe run_folder checkpoint folders model_card metrics_files distributed "
+    "relation_loss losses recipe run_folder checkpoint folders model_card metrics_files distributed "
     "attention memory stop_signal",
     "lm_seqs_dataset",
     "corpus: vocabulary_trimming overlap statistics token_counts files token_writer tokenization documents parallel "

@@ -7,7 +7,7 @@ import torch
 from workspace import run
 
 from models.student import build_student, half_depth_config
-from training.batches import Masking, prepare_batch_mlm
+from training.batches import Masking, Padding, pad, prepare_batch_mlm
 from training.distributed import World
 from training.recipe import Recipe
 
@@ -27,13 +27,13 @@ def test_the_training_benchmark_prints_both_ways_side_by_side(monkeypatch, capsy
 
 
 def test_the_benchmark_compares_ways_to_the_same_loss(tokenizer, teacher, monkeypatch):
-    """Else the slower one might be slow since it does something else."""
+    """Otherwise the slower one might be slow since it does something else."""
     config = half_depth_config(teacher.config)
     config.dropout = config.attention_dropout = 0.0
     student = build_student(config, None)
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
     sequences = [np.arange(5, n) for n in (20, 40, 33)]
-    batch = prepare_batch_mlm(sequences, 0, masking, np.random.default_rng(0), head_on_all_tokens=True)
+    batch = pad(prepare_batch_mlm(sequences, masking, np.random.default_rng(0)), Padding(0), True)
     device = torch.device("cpu")
     plain = benchmark_training.Straightforward(student, teacher, Recipe(), device, torch.float32)
     monkeypatch.setattr(benchmark_training, "VOC_SIZE", len(tokenizer))

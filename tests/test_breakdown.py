@@ -43,11 +43,11 @@ def test_labels_and_lengths_of_the_words(teacher, batches):
     model = LanguageModel(copy.deepcopy(teacher))
     found = held_out.evaluate_labels(model, model, batches, CPU.device, torch.float32)
     expected = []
-    for batch in (batches[j] for j in range(len(batches))):
+    for batch in batches:
         seq_length = batch.input_ids.shape[1]
-        for position, label in zip(batch.head_positions.tolist(), batch.labels.tolist(), strict=False):
+        for position, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
             sequence = batch.input_ids[position // seq_length]
-            expected.append((label, int((sequence != batches.pad_id).sum())))
+            expected.append((label, int((sequence != batches.padding.pad_id).sum())))
     assert list(zip(found["label"].tolist(), found["length"].tolist(), strict=True)) == expected
     assert len(expected) == len(found["loss"]) > 50 and len({length for _, length in expected}) > 2
 
@@ -59,7 +59,7 @@ def test_the_teacher_reads_each_batch_once(teacher, batches):
         lambda _, args, given: read.append(given["input_ids"].tolist()), with_kwargs=True
     )
     found = by_layer(student, frozen, batches, CPU, torch.float32)
-    assert read == [batches[j].input_ids.tolist() for j in range(len(batches))]
+    assert read == [batch.input_ids.tolist() for batch in batches]
     assert found[-1] == held_out.evaluate(student, LanguageModel(teacher), batches, CPU, torch.float32)
 
 

@@ -13,7 +13,16 @@ from distiller import Distiller, usual_evaluations
 from grouped_batch_sampler import GroupedBatchSampler
 from models.families import LanguageModel
 from models.student import build_student, half_depth_config
-from training.batches import Batch, Masking, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
+from training.batches import (
+    Masking,
+    Padding,
+    RunData,
+    StepCounts,
+    cut_micro_batches,
+    pad,
+    prepare_batch_clm,
+    prepare_batch_mlm,
+)
 from training.distributed import World
 from training.recipe import Recipe
 from training.relation_loss import usual_heads
@@ -85,7 +94,7 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
 def make_distiller(student, teacher, recipe: Recipe) -> Distiller:
     sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
     world = World(torch.device("cpu"))
-    data = RunData(SimpleNamespace(), sampler, None, 0, {})
+    data = RunData(SimpleNamespace(), sampler, None, Padding(0), {})
     return Distiller(recipe, LanguageModel(student), LanguageModel(teacher), data, world, torch.float32, None)
 
 
@@ -120,7 +129,7 @@ def assert_gradients_equal(ours: dict, reference: torch.nn.Module) -> None:
 
 def triple(batch, ids_shape):
     labels = torch.full(ids_shape, -100).flatten()
-    labels[batch.head_positions[: len(batch.labels)]] = batch.labels
+    labels[batch.label_positions] = batch.labels
     attended = torch.ones(ids_shape, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask.bool()
     return batch.input_ids, attended, labels.view(ids_shape)
 
@@ -136,7 +145,8 @@ def test_masked_losses_equal_the_formula(name, tokenizer, teacher):
     generator = np.random.default_rng(0)
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
     draw = lambda n: [generator.integers(5, len(tokenizer), generator.integers(8, 30)) for _ in range(n)]
-    micro_batches = [prepare_batch_mlm(draw(n), 0, masking, generator, recipe.head_on_all_tokens) for n in (3, 9)]
+    batches = [prepare_batch_mlm(draw(n), masking, generator) for n in (3, 9)]
+    micro_batches = cut_micro_batches(batches, Padding(0), head_on_all_tokens=recipe.head_on_all_tokens)
     exact = copy.deepcopy(student).double()
     loss = straightforward(
         exact, copy.deepcopy(teacher).double(), [triple(b, b.input_ids.shape) for b in micro_batches], recipe
@@ -156,7 +166,7 @@ def test_a_student_of_another_width_is_compared_through_a_projection_that_learns
     generator = np.random.default_rng(0)
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
     sequences = [generator.integers(5, len(tokenizer), n) for n in (9, 20, 14)]
-    batch = prepare_batch_mlm(sequences, 0, masking, generator, recipe.head_on_all_tokens)
+    batch = pad(prepare_batch_mlm(sequences, masking, generator), Padding(0), recipe.head_on_all_tokens)
     distiller = make_distiller(student, teacher, recipe)
     assert distiller.student.dim == 24
     widen = distiller.objective.widening.projection.weight
@@ -182,8 +192,9 @@ def test_accumulated_micro_batches_equal_one_large_batch(tokenizer, teacher):
     generator = np.random.default_rng(0)
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
     sequences = [generator.integers(5, len(tokenizer), n) for n in (8, 30, 12, 25, 9, 17)]
-    large = prepare_batch_mlm(sequences, 0, masking, generator, head_on_all_tokens=True)
-    small = [part_of(large, start, start + 2) for start in (0, 2, 4)]
+    batch = prepare_batch_mlm(sequences, masking, generator)
+    large = pad(batch, Padding(0), True)
+    small = [pad(batch.take(np.arange(start, start + 2)), Padding(0), True) for start in (0, 2, 4)]
     recipe = Recipe(max_grad_norm=1e9)
     value_1, gradients_1 = distill_once(copy.deepcopy(student), teacher, [large], recipe)
     value_3, gradients_3 = distill_once(copy.deepcopy(student), teacher, small, recipe)
@@ -191,20 +202,6 @@ def test_accumulated_micro_batches_equal_one_large_batch(tokenizer, teacher):
     for name, gradient in gradients_1.items():
         if not name.endswith("k_lin.bias"):  # zero in exact arithmetic
             assert (gradient - gradients_3[name]).norm() < 1e-5 * gradient.norm(), name
-
-
-def part_of(batch: Batch, start: int, stop: int) -> Batch:
-    """Some sequences of a micro-batch, with the masks that they have there."""
-    seq_length = batch.input_ids.shape[1]
-    inside = lambda positions: (positions >= start * seq_length) & (positions < stop * seq_length)
-    labelled = inside(batch.head_positions[: len(batch.labels)])
-    return Batch(
-        batch.input_ids[start:stop],
-        batch.attention_mask[start:stop],
-        batch.token_positions[inside(batch.token_positions)] - start * seq_length,
-        batch.head_positions[inside(batch.head_positions)] - start * seq_length,
-        batch.labels[labelled],
-    )
 
 
 def test_causal_losses_equal_the_formula():
@@ -216,9 +213,8 @@ def test_causal_losses_equal_the_formula():
     student = GPT2LMHeadModel(GPT2Config(**shape, n_layer=1))
     recipe = Recipe(alpha_ce=5.0, alpha_mlm=0.0, alpha_clm=2.0, alpha_cos=1.0, max_grad_norm=1e9)
     generator = np.random.default_rng(0)
-    micro_batches = [
-        prepare_batch_clm([generator.integers(0, 90, generator.integers(5, 30)) for _ in range(n)], 0) for n in (2, 7)
-    ]
+    draw = lambda n: [generator.integers(0, 90, generator.integers(5, 30)) for _ in range(n)]
+    micro_batches = [pad(prepare_batch_clm(draw(n)), Padding(0), True) for n in (2, 7)]
     triples = []
     for batch in micro_batches:
         attended = batch.attention_mask.bool()
@@ -235,24 +231,29 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(tokenizer, teacher):
     torch.manual_seed(1)
     student = build_student(half_depth_config(teacher.config), None)
     masking = Masking.of_tokenizer(tokenizer, np.ones(len(tokenizer)))
-    micro_batches = [prepare_batch_mlm([np.arange(5, 30)] * 3, 0, masking, np.random.default_rng(0), True)]
+    batch = prepare_batch_mlm([np.arange(5, 30)] * 3, masking, np.random.default_rng(0))
+    micro_batches = [pad(batch, Padding(0), True)]
     sampler = GroupedBatchSampler(np.full(8, 16), batch_size=1)
-    data = RunData(SimpleNamespace(), sampler, None, 0, {})
+    data = RunData(SimpleNamespace(), sampler, None, Padding(0), {})
     models = LanguageModel(student), LanguageModel(teacher)
     distiller = Distiller(Recipe(warmup_prop=0.0), *models, data, World(torch.device("cpu")), torch.float32, None)
-    finite = distiller.objective.loss
+    finite = distiller.objective
 
-    def overflow(*args):
-        loss, sums = finite(*args)
-        return loss * torch.inf, sums
+    class Overflow:
+        def __getattr__(self, name):
+            return getattr(finite, name)
+
+        def __call__(self, *args):
+            loss, parts = finite(*args)
+            return loss * torch.inf, parts
 
     before = copy.deepcopy(student.state_dict())
-    distiller.objective.loss = overflow
+    distiller.objective = Overflow()
     distiller.step(micro_batches, StepCounts.of(micro_batches))
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
     with pytest.raises(RunError, match="not finite in 1 of the last 1 steps"):
         distiller.save()
-    distiller.objective.loss = finite
+    distiller.objective = finite
     distiller.step(micro_batches, StepCounts.of(micro_batches))
     assert not torch.equal(student.state_dict()["vocab_transform.weight"], before["vocab_transform.weight"])
 

@@ -33,7 +33,7 @@ def test_another_masking_in_training_is_evaluated_beside_the_even_one(workspace)
     cat = tokenizer("cat", add_special_tokens=False)["input_ids"][0]
     counts[cat] = 1
     rare = held_out.with_training_masks(even, Masking.of_tokenizer(tokenizer, counts, 3.0), tokenizer)[TRAINING_MASKS]
-    share = lambda batches: np.mean(np.concatenate([batches[j].labels for j in range(len(batches))]) == cat)
+    share = lambda text: np.mean(np.concatenate([micro_batch.labels for micro_batch in text]) == cat)
     assert share(rare) > 2 * share(even) > 0
 
 

@@ -1,16 +1,15 @@
-"""Sequences -> what goes through the models: padded, masked, cut into micro-batches, and with the positions of interest
-already found.
+"""Sequences -> ragged batches with their labels -> padded micro-batches, which go through the models.
 
 Runs in the loader's worker processes, so that the training loop neither draws masks nor asks the device how many tokens
 there are. Batch j of an epoch, its mask included, is a function of (seed, epoch, j) alone: neither the number of
 workers nor of processes nor a restart changes it.
 
-Dimensions: bs sequences, padded to seq_length; n_tokens attended positions of the flattened batch; n_rows positions
-that reach the vocabulary head; n_labels positions with a label; voc_size.
+Dimensions: bs sequences of n_tokens tokens in all, padded to seq_length; n_labels of the tokens have a label; n_rows
+reach the vocabulary head; voc_size. A position is an index into a flattened micro-batch.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -25,13 +24,73 @@ from training.distributed import World
 from training.recipe import Recipe
 from utils import ignore_stop_signals
 
+NO_LABEL = -100  # in place of a label, as in PyTorch's losses
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Ragged: the sequences one after the other, without padding."""
+
+    ids: np.ndarray  # (n_tokens,) int64, masked
+    labels: np.ndarray  # (n_tokens,) int64, what is to be predicted at each token, or NO_LABEL
+    lengths: np.ndarray  # (bs,) int64
+
+    @classmethod
+    def join(cls, batches: list["Batch"]) -> "Batch":
+        """All sequences of several batches."""
+        parts = ([getattr(batch, field.name) for batch in batches] for field in fields(cls))
+        return cls(*map(np.concatenate, parts))
+
+    def take(self, sequences: np.ndarray) -> "Batch":
+        """Some of its sequences, by number and in that order."""
+        stops = np.cumsum(self.lengths)
+        places = np.concatenate([np.arange(stops[i] - self.lengths[i], stops[i]) for i in sequences])
+        return Batch(self.ids[places], self.labels[places], self.lengths[sequences])
+
+
+@dataclass
+class MicroBatch:
+    """What goes through the models at once."""
+
+    input_ids: torch.Tensor  # (bs, seq_length) int64
+    attention_mask: torch.Tensor | None  # (bs, seq_length) bool; None: nothing is padded, so attention is faster
+    token_positions: torch.Tensor  # (n_tokens,) int64
+    row_positions: torch.Tensor  # (n_rows,) int64; the n_labels that have a label come first, in the order of `labels`
+    labels: torch.Tensor  # (n_labels,) int64
+
+    @property
+    def label_positions(self) -> torch.Tensor:
+        """(n_labels,) int64."""
+        return self.row_positions[: len(self.labels)]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """(bs,) int64, tokens of each sequence."""
+        if self.attention_mask is None:
+            return torch.full((len(self.input_ids),), self.input_ids.shape[1])
+        return self.attention_mask.sum(1)
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """On the CPU nothing is copied; to a GPU the copy runs beside the computation, if pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "MicroBatch":
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function) -> "MicroBatch":
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return MicroBatch(*(None if tensor is None else function(tensor) for tensor in tensors))
+
+
+# ---------------------------------------------------------------------------------------------------------- the masks
+
 
 @dataclass(frozen=True)
 class Masking:
     """How tokens are chosen and replaced (BERT's 80/10/10, XLM's emphasis on rare tokens).
 
     Attributes:
-        token_probs: (voc_size,) weight of each token to be chosen; 0 for special tokens.
+        token_probs: (voc_size,) how likely each token is chosen, up to a factor; 0 for special tokens.
         random_ids: ids that a random replacement may be: all but the special ones.
         mask_id: [MASK].
         proportion: share of the attended tokens that is chosen.
@@ -50,7 +109,7 @@ class Masking:
 
     @classmethod
     def of_tokenizer(cls, tokenizer, counts: np.ndarray, smoothing: float = 0.0, **more) -> "Masking":
-        """Tokens are chosen with weight max(count, 1) ** -smoothing, special ones never (Lample and Conneau, 2019,
+        """Tokens are chosen in proportion to max(count, 1) ** -smoothing, special ones never (Lample and Conneau, 2019,
         section 3.3)."""
         probs = np.maximum(counts, 1).astype(np.float64) ** -smoothing
         probs[tokenizer.all_special_ids] = 0.0
@@ -80,150 +139,77 @@ class Masking:
         )
 
 
-@dataclass
-class Batch:
-    """Sequences and what is to be learnt from them: a batch, or a micro-batch cut from the batches of a step.
+def mask_tokens(ids: np.ndarray, masking: Masking, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses tokens of a batch, by their probabilities and without replacement, and replaces them.
 
-    `attention_mask` is None where nothing is padded: attention is faster without.
-    """
-
-    input_ids: torch.Tensor  # (bs, seq_length) int64
-    attention_mask: torch.Tensor | None  # (bs, seq_length) bool
-    token_positions: torch.Tensor  # (n_tokens,) int64, attended positions of the flattened batch
-    head_positions: torch.Tensor  # (n_rows,) int64, those that need logits, the ones with a label first
-    labels: torch.Tensor  # (n_labels,) int64, of the first n_labels of them
-
-    @property
-    def pairs(self) -> int:
-        """The sum of the squared lengths of the sequences: how many pairs of tokens attention compares."""
-        if self.attention_mask is None:
-            return self.input_ids.shape[0] * self.input_ids.shape[1] ** 2
-        return int(self.attention_mask.sum(1).square().sum())
-
-    def to(self, device: torch.device) -> "Batch":
-        """On the CPU nothing is copied; to a GPU the copy runs beside the computation, if pinned."""
-        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)  # noqa: E731
-        return Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
-
-    def pin_memory(self) -> "Batch":
-        pin = lambda tensor: None if tensor is None else tensor.pin_memory()  # noqa: E731
-        return Batch(**{field.name: pin(getattr(self, field.name)) for field in fields(self)})
-
-
-# ------------------------------------------------------------------------------------------------ sequences to a batch
-
-
-def pad(sequences: list[np.ndarray], pad_id: int, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(bs, seq_length) ids and the bool mask of the real ones.
-
-    The length is rounded up to a multiple of GROUP_WIDTH, but not beyond `max_length`, for which alone the models have
-    positions. Where all sequences are of equal length, nothing is padded.
-    """
-    lengths = np.array([len(sequence) for sequence in sequences])
-    longest = lengths.max()
-    seq_length = longest
-    if (lengths != longest).any():
-        seq_length = -(-longest // GROUP_WIDTH) * GROUP_WIDTH
-        seq_length = max(longest, min(seq_length, max_length or seq_length))
-    attended = np.arange(seq_length) < lengths[:, None]  # (bs, seq_length)
-    ids = np.full(attended.shape, pad_id, np.int64)
-    ids[attended] = np.concatenate(sequences)
-    return ids, attended
-
-
-def draw_mask(ids: np.ndarray, attended: np.ndarray, masking: Masking, generator: np.random.Generator):
-    """Chooses tokens, weighted, without replacement, and replaces them.
-
-    To draw them one after the other, each time with the weights of those that are left, would be slow. The same
-    distribution has a closed form (Efraimidis and Spirakis, 2006): let each token wait for a time that is exponential
-    with its weight as the rate, Exp(1) / weight, and take the first ones. The minimum of such times falls on a token
-    with the probability of its weight's share, and since the exponential has no memory, so does the next among the
-    others. Unlike torch.multinomial, this has no limit on the number of tokens.
-
-    Returns:
-        masked ids: (bs, seq_length), and chosen: (n_labels,) sorted positions in the flattened batch.
-    """
-    flat = ids.ravel()
-    weights = masking.token_probs[flat] * attended.ravel()
-    candidates = np.flatnonzero(weights)
-    n_chosen = min(int(np.ceil(masking.proportion * attended.sum())), candidates.size)
-    if masking.begins_word is None:
-        times = generator.exponential(size=candidates.size) / weights[candidates]
-        chosen = np.sort(candidates[np.argpartition(times, n_chosen - 1)[:n_chosen]] if n_chosen else candidates[:0])
-    else:
-        chosen = _choose_words(flat, candidates, weights[candidates], n_chosen, masking.begins_word, generator)
-        n_chosen = len(chosen)
-
-    kind = generator.random(n_chosen) * (masking.word_mask + masking.word_keep + masking.word_rand)
-    random_ids = masking.random_ids[generator.integers(len(masking.random_ids), size=n_chosen)]
-    masked = flat.copy()
-    is_masked = kind < masking.word_mask
-    is_random = kind >= masking.word_mask + masking.word_keep
-    masked[chosen[is_masked]] = masking.mask_id
-    masked[chosen[is_random]] = random_ids[is_random]
-    return masked.reshape(ids.shape), chosen
-
-
-def _choose_words(flat, candidates, weights, n_tokens: int, begins_word, generator) -> np.ndarray:
-    """Sorted positions of whole words that have about `n_tokens` tokens together, drawn as `draw_mask` draws tokens; a
-    word's weight is the mean of its tokens' (Devlin et al., 2019, as their code was revised).
+    Drawing one token after another, each time from those that are left, would be slow. The same distribution has a
+    closed form (Efraimidis and Spirakis, 2006): let each token wait for a time Exp(1) / probability, and take the first
+    ones. The minimum of such times falls on a token with its share of the probabilities, and since the exponential has
+    no memory, so does the next among the others. Unlike torch.multinomial, this has no limit on the number of tokens.
 
     Args:
-        candidates: (n,) positions in `flat` that may be chosen, with (n,) `weights`.
+        ids: (n_tokens,).
+
+    Returns: (n_tokens,) masked ids; (n_tokens,) labels, the original ids at the chosen tokens and NO_LABEL elsewhere.
+    """
+    probs = masking.token_probs[ids]
+    candidates = np.flatnonzero(probs)
+    n_chosen = min(int(np.ceil(masking.proportion * len(ids))), candidates.size)
+    if masking.begins_word is None:
+        times = generator.exponential(size=candidates.size) / probs[candidates]
+        chosen = np.sort(candidates[np.argpartition(times, n_chosen - 1)[:n_chosen]] if n_chosen else candidates[:0])
+    else:
+        chosen = _choose_words(ids, candidates, probs[candidates], n_chosen, masking.begins_word, generator)
+
+    kind = generator.random(len(chosen)) * (masking.word_mask + masking.word_keep + masking.word_rand)
+    random_ids = masking.random_ids[generator.integers(len(masking.random_ids), size=len(chosen))]
+    is_masked = kind < masking.word_mask
+    is_random = kind >= masking.word_mask + masking.word_keep
+    masked, labels = ids.copy(), np.full_like(ids, NO_LABEL)
+    masked[chosen[is_masked]] = masking.mask_id
+    masked[chosen[is_random]] = random_ids[is_random]
+    labels[chosen] = ids[chosen]
+    return masked, labels
+
+
+def _choose_words(ids, candidates, probs, n_tokens: int, begins_word, generator) -> np.ndarray:
+    """Sorted places of whole words that have about `n_tokens` tokens together, drawn as `mask_tokens` draws tokens; a
+    word's probability is the mean of its tokens' (Devlin et al., 2019, as their code was revised).
+
+    Args:
+        candidates: (n,) places in `ids` that may be chosen, with (n,) `probs`.
     """
     if not n_tokens:
         return candidates[:0]
-    begins = begins_word[flat[candidates]] | (np.diff(candidates, prepend=-2) > 1)  # or stands after a special token
+    begins = begins_word[ids[candidates]] | (np.diff(candidates, prepend=-2) > 1)  # or stands after a special token
     word = np.cumsum(begins) - 1  # (n,)
     lengths = np.bincount(word)
-    order = np.argsort(generator.exponential(size=len(lengths)) * lengths / np.bincount(word, weights))
+    order = np.argsort(generator.exponential(size=len(lengths)) * lengths / np.bincount(word, probs))
     middles = np.cumsum(lengths[order]) - lengths[order] / 2  # so that the mean number of tokens is right
     taken = np.zeros(len(lengths), bool)
     taken[order[: max(1, int((middles <= n_tokens).sum()))]] = True
     return candidates[taken[word]]
 
 
-def prepare_batch_mlm(
-    sequences: list[np.ndarray],
-    pad_id: int,
-    masking: Masking,
-    generator: np.random.Generator,
-    head_on_all_tokens: bool,
-    max_length: int | None = None,
-) -> Batch:
-    """Masked-language-model batch: labels are the original ids at the chosen positions.
-
-    Args:
-        head_on_all_tokens: logits are needed for every attended token, not only for the masked ones.
-        max_length: see `pad`.
-    """
-    ids, attended = pad(sequences, pad_id, max_length)
-    masked, chosen = draw_mask(ids, attended, masking, generator)
-    others = attended.ravel().copy() if head_on_all_tokens else np.zeros(ids.size, bool)
-    others[chosen] = False
-    return _to_tensors(masked, attended, chosen, others, ids.ravel()[chosen])
+# ---------------------------------------------------------------------------------------------- sequences to batches
 
 
-def prepare_batch_clm(sequences: list[np.ndarray], pad_id: int, max_length: int | None = None) -> Batch:
-    """Causal batch: the label of a position is the token after it; the last position of a sequence has none."""
-    ids, attended = pad(sequences, pad_id, max_length)
-    has_next = np.zeros_like(attended)
-    has_next[:, :-1] = attended[:, 1:]
-    positions = np.flatnonzero(has_next)
-    return _to_tensors(ids, attended, positions, (attended & ~has_next).ravel(), ids.ravel()[positions + 1])
+def prepare_batch_mlm(sequences: list[np.ndarray], masking: Masking, generator: np.random.Generator) -> Batch:
+    """The labels are the original tokens at the masked ones."""
+    ids, lengths = _flatten(sequences)
+    return Batch(*mask_tokens(ids, masking, generator), lengths)
 
 
-def _to_tensors(ids, attended, labelled, others, labels) -> Batch:
-    """`labelled` are positions, (n_labels,); `others`, (bs * seq_length,) bool, need logits too."""
-    head_positions = np.concatenate([labelled, np.flatnonzero(others)])
-    attention_mask = None if attended.all() else torch.from_numpy(attended)
-    return Batch(
-        torch.from_numpy(ids),
-        attention_mask,
-        torch.from_numpy(np.flatnonzero(attended)),
-        torch.from_numpy(head_positions),
-        torch.from_numpy(labels),
-    )
+def prepare_batch_clm(sequences: list[np.ndarray]) -> Batch:
+    """The label of a token is the token after it; the last one of a sequence has none."""
+    ids, lengths = _flatten(sequences)
+    labels = np.roll(ids, -1)
+    labels[np.cumsum(lengths) - 1] = NO_LABEL
+    return Batch(ids, labels, lengths)
+
+
+def _flatten(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate(sequences, dtype=np.int64), np.array([len(sequence) for sequence in sequences])
 
 
 class Batches(Dataset):
@@ -234,22 +220,12 @@ class Batches(Dataset):
         sampler: which of them stand together, already set to the epoch.
         seed: of the masks, (seed of the run, epoch).
         masking: None for a causal model.
-        pad_id: what padded positions hold.
-        head_on_all_tokens: see `prepare_batch_mlm`.
     """
 
     def __init__(
-        self,
-        dataset: LmSeqsDataset,
-        sampler: GroupedBatchSampler,
-        seed: tuple[int, int],
-        masking: Masking | None,
-        pad_id: int,
-        head_on_all_tokens: bool = False,
+        self, dataset: LmSeqsDataset, sampler: GroupedBatchSampler, seed: tuple[int, int], masking: Masking | None
     ) -> None:
-        self.dataset, self.sampler, self.seed = dataset, sampler, seed
-        self.masking, self.pad_id, self.head_on_all_tokens = masking, pad_id, head_on_all_tokens
-        self.max_length = getattr(dataset, "max_length", None)
+        self.dataset, self.sampler, self.seed, self.masking = dataset, sampler, seed, masking
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -257,51 +233,67 @@ class Batches(Dataset):
     def __getitem__(self, j: int) -> Batch:
         sequences = [self.dataset[i] for i in self.sampler.batch(j)]
         if self.masking is None:
-            return prepare_batch_clm(sequences, self.pad_id, self.max_length)
-        generator = np.random.default_rng([*self.seed, j])
-        return prepare_batch_mlm(
-            sequences, self.pad_id, self.masking, generator, self.head_on_all_tokens, self.max_length
-        )
+            return prepare_batch_clm(sequences)
+        return prepare_batch_mlm(sequences, self.masking, np.random.default_rng([*self.seed, j]))
 
 
 # --------------------------------------------------------------------------------------------- batches to micro-batches
 
 
 MAX_PADDING = 1 / 8  # of the positions of a micro-batch, beyond what a sequence alone is padded by
-NO_LOGITS, NO_LABEL = -2, -1  # in place of a label: what is not computed for a token
 
 
-def cut_micro_batches(batches: list[Batch], tokens: int, pad_id: int, max_length: int | None = None) -> list[Batch]:
-    """What goes through the models at once: the sequences of some batches, sorted by length, in parts of similar length
-    and within a number of tokens, padding included (a longer sequence goes alone).
+class Padding(NamedTuple):
+    """What sequences are padded with, and to which length at most, for which alone the models have positions."""
+
+    pad_id: int
+    max_length: int | None = None
+
+
+def pad(batch: Batch, padding: Padding, head_on_all_tokens: bool) -> MicroBatch:
+    """A batch as one micro-batch.
+
+    The length is rounded up to a multiple of GROUP_WIDTH. Where all sequences are of equal length, nothing is padded.
+
+    Args:
+        head_on_all_tokens: the logits of all tokens are needed, not only of those with a label.
+    """
+    longest = seq_length = int(batch.lengths.max())
+    if (batch.lengths != longest).any():
+        seq_length = -(-longest // GROUP_WIDTH) * GROUP_WIDTH
+        seq_length = max(longest, min(seq_length, padding.max_length or seq_length))
+    attended = np.arange(seq_length) < batch.lengths[:, None]  # (bs, seq_length)
+    input_ids = np.full(attended.shape, padding.pad_id)
+    input_ids[attended] = batch.ids
+    positions, has_label = np.flatnonzero(attended), batch.labels != NO_LABEL  # (n_tokens,) each
+    rows = [positions[has_label], *([positions[~has_label]] if head_on_all_tokens else [])]
+    return MicroBatch(
+        torch.from_numpy(input_ids),
+        None if attended.all() else torch.from_numpy(attended),
+        torch.from_numpy(positions),
+        torch.from_numpy(np.concatenate(rows)),
+        torch.from_numpy(batch.labels[has_label]),
+    )
+
+
+def cut_micro_batches(
+    batches: list[Batch], padding: Padding, tokens: int = 0, head_on_all_tokens: bool = False
+) -> list[MicroBatch]:
+    """The sequences of some batches, sorted by length, in parts of similar length and within a number of tokens.
 
     The masks were drawn with the batches and stay with their sequences. The loss is a mean over all tokens of a step,
-    whatever stands beside what, so this changes no more than the rounding: but it saves padding, since the batches of a
-    step are of many lengths, and it bounds the memory, since only a micro-batch is ever in the models.
+    whatever stands beside what, so this changes no more than the rounding. It saves padding, since the batches of a
+    step are of many lengths, and it bounds the memory, since only one micro-batch is in the models at any time.
+
+    Args:
+        batches: of a step; a process may have none in a short last step.
+        tokens: of a micro-batch, padding included; a longer sequence goes alone. 0: each batch is a micro-batch.
+        head_on_all_tokens: see `pad`.
     """
-    if not batches:  # a process may have none in a short last step
-        return []
-    ids, labels, lengths = (np.concatenate(parts) for parts in zip(*map(_without_padding, batches), strict=True))
-    ids, labels = (np.split(flat, np.cumsum(lengths)[:-1]) for flat in (ids, labels))
-    micro_batches = []
-    for part in _parts_of_similar_length(lengths, tokens):
-        padded, attended = pad([ids[i] for i in part], pad_id, max_length)
-        wanted = np.full(attended.shape, NO_LOGITS)
-        wanted[attended] = np.concatenate([labels[i] for i in part])
-        wanted = wanted.ravel()
-        labelled = np.flatnonzero(wanted >= 0)
-        micro_batches.append(_to_tensors(padded, attended, labelled, wanted == NO_LABEL, wanted[labelled]))
-    return micro_batches
-
-
-def _without_padding(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n_tokens,) ids and labels of all sequences one after the other, and (bs,) their lengths."""
-    bs, seq_length = batch.input_ids.shape
-    labels = np.full(bs * seq_length, NO_LOGITS)
-    labels[batch.head_positions] = NO_LABEL
-    labels[batch.head_positions[: len(batch.labels)]] = batch.labels
-    lengths = np.full(bs, seq_length) if batch.attention_mask is None else batch.attention_mask.sum(1).numpy()
-    return batch.input_ids.numpy().ravel()[batch.token_positions], labels[batch.token_positions], lengths
+    if tokens and batches:
+        together = Batch.join(batches)
+        batches = [together.take(part) for part in _parts_of_similar_length(together.lengths, tokens)]
+    return [pad(batch, padding, head_on_all_tokens) for batch in batches]
 
 
 def _parts_of_similar_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
@@ -324,45 +316,42 @@ def _parts_of_similar_length(lengths: np.ndarray, tokens: int) -> list[np.ndarra
     return np.split(in_order, cuts)
 
 
-class Steps(Dataset):
-    """Map from the numbers of the batches of a step to its micro-batches.
+class MicroBatches(Dataset):
+    """Map from the numbers of some batches, such as those of a step, to the micro-batches they are cut into; arguments
+    as of `cut_micro_batches`."""
 
-    Args:
-        batches: of the epoch.
-        tokens_per_micro_batch: see `cut_micro_batches`; 0: each batch is a micro-batch.
-    """
+    def __init__(self, batches: Batches, padding: Padding, tokens: int = 0, head_on_all_tokens: bool = False) -> None:
+        self.batches, self.padding, self.tokens, self.head_on_all_tokens = batches, padding, tokens, head_on_all_tokens
 
-    def __init__(self, batches: Batches, tokens_per_micro_batch: int) -> None:
-        self.batches, self.tokens_per_micro_batch = batches, tokens_per_micro_batch
-
-    def __getitem__(self, numbers: range) -> list[Batch]:
+    def __getitem__(self, numbers: Iterable[int]) -> list[MicroBatch]:
         batches = [self.batches[j] for j in numbers]
-        if not self.tokens_per_micro_batch:
-            return batches
-        return cut_micro_batches(batches, self.tokens_per_micro_batch, self.batches.pad_id, self.batches.max_length)
+        return cut_micro_batches(batches, self.padding, self.tokens, self.head_on_all_tokens)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """Those of all batches, batch by batch."""
+        for j in range(len(self.batches)):
+            yield from self[[j]]
 
 
 # ------------------------------------------------------------------------------------------------------ the run's data
 
 
 class StepCounts(NamedTuple):
-    """What is in a step, on all processes together."""
+    """How much is in a step, on all processes together."""
 
     tokens: float = 0
     rows: float = 0  # that reach the vocabulary head
     labels: float = 0
-    pairs: float = 0  # of tokens that attend to one another: the sum of squared lengths
-    stops: float = 0  # processes that were told to stop
+    pairs: float = 0  # of tokens that attend to each other: the sum of squared lengths
 
     @classmethod
-    def of(cls, micro_batches: list[Batch], stop: bool = False) -> "StepCounts":
+    def of(cls, micro_batches: list[MicroBatch]) -> "StepCounts":
         """Of this process alone."""
         return cls(
-            sum(len(batch.token_positions) for batch in micro_batches),
-            sum(len(batch.head_positions) for batch in micro_batches),
-            sum(len(batch.labels) for batch in micro_batches),
-            sum(batch.pairs for batch in micro_batches),
-            stop,
+            sum(len(micro_batch.token_positions) for micro_batch in micro_batches),
+            sum(len(micro_batch.row_positions) for micro_batch in micro_batches),
+            sum(len(micro_batch.labels) for micro_batch in micro_batches),
+            sum(int(micro_batch.lengths.square().sum()) for micro_batch in micro_batches),
         )
 
     def over_all(self, world: World) -> "StepCounts":
@@ -374,44 +363,45 @@ class StepCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class RunData:
-    """The text of a run: what to train on, how it is masked (None: a causal model), what to evaluate on (see
-    `evaluation.held_out`; empty: nothing), and which sequences `--leave_out` lists."""
+    """The text of a run.
+
+    Attributes:
+        train_set, train_sampler: what to train on, and in which order.
+        masking: None for a causal model.
+        padding: how it is padded.
+        held_out: what to evaluate on (see `evaluation.held_out`); empty: nothing.
+        left_out: (n,) the sequences that `--leave_out` lists.
+    """
 
     train_set: LmSeqsDataset
     train_sampler: GroupedBatchSampler
     masking: Masking | None
-    pad_id: int
-    held_out: dict[str, Batches]
+    padding: Padding
+    held_out: dict[str, MicroBatches]
     left_out: np.ndarray | None = None
 
-    def steps(self, recipe: Recipe, world: World, epoch: int, first_step: int) -> Iterator[list[Batch]]:
+    def steps(self, recipe: Recipe, world: World, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step of an epoch, from `first_step` on.
 
         The sampler numbers the batches of the epoch for all processes; of these, this one takes every size-th, and
         `gradient_accumulation_steps` of them make its part of a step. In a short last step it may have fewer, or none.
         """
         self.train_sampler.set_epoch(epoch)
-        batches = Batches(
-            self.train_set,
-            self.train_sampler,
-            (recipe.seed, epoch),
-            self.masking,
-            self.pad_id,
-            recipe.head_on_all_tokens,
-        )
+        batches = Batches(self.train_set, self.train_sampler, (recipe.seed, epoch), self.masking)
+        head_on_all_tokens = recipe.head_on_all_tokens or self.masking is None
         per_step = recipe.gradient_accumulation_steps
         mine = self.train_sampler.batches_of_rank(world.rank, world.size)
         n_steps = -(-len(self.train_sampler) // (per_step * world.size))
         workers = recipe.num_workers
         return iter(
             DataLoader(
-                Steps(batches, recipe.tokens_per_micro_batch),
+                MicroBatches(batches, self.padding, recipe.tokens_per_micro_batch, head_on_all_tokens),
                 batch_size=None,
                 sampler=[mine[k * per_step : (k + 1) * per_step] for k in range(first_step, n_steps)],
                 num_workers=workers,
                 pin_memory=world.device.type == "cuda",
                 multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the index
-                generator=torch.Generator(),  # else it would draw from the one that dropout uses
+                generator=torch.Generator(),  # otherwise it would draw from the one that dropout uses
                 worker_init_fn=ignore_stop_signals,
             )
         )

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from models.families import LanguageModel
-from training.batches import Batch, RunData, StepCounts, prepare_batch_clm, prepare_batch_mlm
+from training.batches import MicroBatch, RunData, StepCounts, pad, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World, now
+from training.losses import usual_chunk
 from training.memory import PeakAbove, available_memory, peak_memory
 from training.meter import Meter
-from training.objective import Objective
+from training.objective import Objective, loss_weights
 from training.optimization import Optimization
 from training.recipe import Recipe
-from training.vocabulary_loss import usual_chunk
 
 RESERVE = 0.1  # of the free memory
 GIB = 2**30
@@ -46,8 +46,8 @@ class Run(Protocol):
     eval_interval: int
     peak_flops: float | None
 
-    def steps(self) -> Iterator[list[Batch]]: ...
-    def step(self, micro_batches: list[Batch], counts: StepCounts) -> bool: ...
+    def steps(self) -> Iterator[list[MicroBatch]]: ...
+    def step(self, micro_batches: list[MicroBatch], counts: StepCounts) -> bool: ...
     def evaluate(self) -> dict[str, float] | None: ...
 
 
@@ -131,9 +131,9 @@ def largest_micro_batch(run: Run) -> tuple[int, float, int]:
     sizes = (few, 4 * few)  # sequences; from a whole chunk of logits on, memory grows by the token
     memory = []
     for n in sizes:
-        batch = _longest_batch(run, n).to(device)
+        micro_batch = _longest_micro_batch(run, n).to(device)
         with PeakAbove(device) as peak:
-            try_micro_batch(run, batch)
+            try_micro_batch(run, micro_batch)
         memory.append(peak.bytes)
     available = int((1 - RESERVE) * available_memory(device))
     per_token = max(1.0, (memory[1] - memory[0]) / (longest * (sizes[1] - sizes[0])))
@@ -141,22 +141,23 @@ def largest_micro_batch(run: Run) -> tuple[int, float, int]:
     return available, per_token, int((available - fixed) / per_token)
 
 
-def try_micro_batch(run: Run, batch: Batch) -> None:
+def try_micro_batch(run: Run, micro_batch: MicroBatch) -> None:
     """Forward and backward, for what it costs."""
-    weights = run.objective.alphas.map(lambda alpha: alpha / len(batch.token_positions))
+    weights = loss_weights(run.recipe.alphas, StepCounts.of([micro_batch]))
     run.objective.begin_step()
-    loss, _ = run.objective.loss(batch, weights)
+    s, t = run.objective.read_as_student(micro_batch), run.objective.read_as_teacher(micro_batch)
+    loss, _ = run.objective(s, t, micro_batch, weights)
     run.optimization.backward(loss)
     run.optimization.forget_gradients()
 
 
-def _longest_batch(run: Run, n: int) -> Batch:
+def _longest_micro_batch(run: Run, n: int) -> MicroBatch:
     data = run.data
     sequences = [data.train_set[int(data.train_set.lengths.argmax())]] * n
     if data.masking is None:
-        return prepare_batch_clm(sequences, data.pad_id)
-    generator = np.random.default_rng(0)
-    return prepare_batch_mlm(sequences, data.pad_id, data.masking, generator, run.recipe.head_on_all_tokens)
+        return pad(prepare_batch_clm(sequences), data.padding, head_on_all_tokens=True)
+    batch = prepare_batch_mlm(sequences, data.masking, np.random.default_rng(0))
+    return pad(batch, data.padding, run.recipe.head_on_all_tokens)
 
 
 def disk_space(run: Run) -> tuple[int, int]:

@@ -1,43 +1,36 @@
-"""The terms of the distillation loss, of each row or summed over rows: the caller divides by how many rows there are in
-the whole step, so that batches of unequal size weigh by their tokens.
+"""The terms of the loss: each as one would write it down, and those over the vocabulary also in a fast form.
 
-Pure functions of tensors, in float32, or in float64 if that comes in.
-Dimensions: n rows (hidden states or logits of some of the tokens); voc_size; dim.
+`ce_loss`, `label_loss` and `cos_loss` are the plain forms, which evaluation uses too. Training computes the terms over
+the vocabulary with `vocabulary_loss`, which never holds more than a chunk of logits. A row of BERT's logits is 122 kB;
+with those of both models, their softmaxes and gradients, logits would take most of the memory. They need not be kept
+for a backward pass, since their gradient is known in closed form. With s and t the logits of student and teacher,
+
+    ce      T^2 KL(softmax(t / T) || softmax(s / T))    d/ds = T (softmax(s / T) - softmax(t / T))
+    mse     |s - t|^2                                   d/ds = 2 (s - t)
+    labels  -log softmax(s)[label]                      d/ds = softmax(s) - onehot(label)
+
+(T^2 from the factor, 1 / T from the inner derivative of s / T.) So the logits of a chunk are computed, give the loss
+and its gradient by s, from which those of the rows and of the projection follow by two matrix products, and are
+overwritten by the next chunk. `ce_gradient` and its like compute value and gradient together.
+
+All are sums; whoever calls them divides by how much is in the whole step, so that micro-batches of unequal size count
+by their tokens. They compute in float32, or in float64 if that comes in.
+
+Dimensions: n rows, the first n_labels of them with a label; voc_size, and voc_padded, the next multiple of 8, for which
+matrix products are faster (the columns added have a bias of -inf: probability 0, exactly); dim.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-class Terms(NamedTuple):
-    """One value for each term of the loss: its weight, its number of rows, or its sum over rows, a scalar tensor.
-
-    Attributes:
-        ce: KL to the teacher's soft predictions.
-        mse: squared error of the student's logits against the teacher's.
-        labels: cross-entropy with the true tokens: the masked ones (MLM), or the next ones (CLM).
-        cos: direction of the last hidden states.
-        relation: relations between the tokens of a sequence (see `relation_loss`).
-    """
-
-    ce: Any = 0.0
-    mse: Any = 0.0
-    labels: Any = 0.0
-    cos: Any = 0.0
-    relation: Any = 0.0
-
-    def map(self, function: Callable, *others: "Terms") -> "Terms":
-        """The function's value for each term, called with that term's value here and in `others`."""
-        return Terms(*map(function, self, *others))
-
-    @classmethod
-    def zeros(cls, device: torch.device) -> "Terms":
-        """Scalars to add sums to, float64."""
-        return cls(*torch.zeros(len(cls._fields), dtype=torch.float64, device=device))
+LABEL_TERMS = ("mlm", "clm")  # cross-entropy with the true tokens: the masked ones, or the next ones
+VOCABULARY_TERMS = ("ce", "mse", *LABEL_TERMS)
+ALIGNMENT = 8
+CHUNK_ROWS = {"cpu": 256, "cuda": 4096}  # on a CPU the logits should stay near the cores
+CHUNK_LOGITS = 1 << 27  # of a chunk, at most; what it is computed in then takes 2 GiB, even if the vocabulary is large
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -45,7 +38,10 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def distillation(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+# ----------------------------------------------------------------------------------- ce: the teacher's soft predictions
+
+
+def ce_loss(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """T^2 KL(softmax(t / T) || softmax(s / T)) of each row (Hinton et al., 2015; T^2 keeps the gradient's size).
 
     Args:
@@ -58,8 +54,37 @@ def distillation(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: fl
     return F.kl_div(s_log_probs, t_log_probs, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
-def cross_entropy(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of each row with the true token: the MLM loss at masked positions, the CLM loss at all.
+def ce_gradient(
+    s: torch.Tensor, t: torch.Tensor, scratch: list[torch.Tensor], temperature: float, voc_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient by the student's logits, and the sum of the losses. Overwrites `s`, `t` and `scratch`.
+
+    With p and q the softmaxes of s / T and t / T, KL(q || p) = sum of q (log q - log p), and log p = s / T - lse_s with
+    lse_s the log of the sum of exponentials. So KL = sum of q (t - s) / T - lse_t + lse_s, which needs no logarithm of
+    the whole chunk. lse_s follows from any entry, as s / T - log p; taking the largest avoids rounding errors.
+
+    Args:
+        s, t: (n, voc_padded) logits.
+        scratch: two more tensors of that shape to work in.
+    """
+    if temperature != 1:
+        s /= temperature
+        t /= temperature
+    p, q = (torch.softmax(logits, -1, out=out) for logits, out in zip((s, t), scratch, strict=True))
+    lse_s = s.amax(-1) - p.amax(-1).log()
+    lse_t = t.amax(-1) - q.amax(-1).log()
+    t -= s
+    t[:, voc_size:] = 0  # where it is inf - inf
+    t *= q
+    kl = t.sum(-1) - lse_t + lse_s
+    return p.sub_(q).mul_(temperature), kl.double().sum() * temperature**2
+
+
+# ---------------------------------------------------------------------------------------------- mlm, clm: true tokens
+
+
+def label_loss(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each row with the true token.
 
     Args:
         s_logits: (n, voc_size).
@@ -70,9 +95,43 @@ def cross_entropy(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(at_least_float32(s_logits), labels, reduction="none")
 
 
+def label_gradient(s: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient by the (n, voc_padded) logits, and the sum of the losses."""
+    log_probs = torch.log_softmax(s, -1)
+    at_labels = labels[:, None]
+    loss = -log_probs.gather(1, at_labels).double().sum()
+    gradient = log_probs.exp_()
+    gradient.scatter_add_(1, at_labels, gradient.new_full((1, 1), -1.0).expand(len(labels), 1))
+    return gradient, loss
+
+
+# ------------------------------------------------------------------------------------------ mse: the teacher's logits
+
+
+def mse_gradient(s: torch.Tensor, t: torch.Tensor, voc_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient by the student's (n, voc_padded) logits of their squared distance to the teacher's, and its sum."""
+    apart = s - t
+    apart[:, voc_size:] = 0  # where it is inf - inf
+    return 2 * apart, torch.linalg.vecdot(apart, apart).double().sum()
+
+
+# ----------------------------------------------------------------------- cos: the direction of the last hidden states
+
+
+def cos_loss(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
+    """Sum over tokens of 1 - cos(student's, teacher's last hidden state).
+
+    Args:
+        s_hidden, t_hidden: (n_tokens, dim).
+
+    Returns: scalar, float32 or float64.
+    """
+    return (1 - F.cosine_similarity(at_least_float32(s_hidden), at_least_float32(t_hidden), dim=-1)).sum()
+
+
 class Widening(nn.Module):
-    """A learned projection of the student's hidden states to the teacher's width, so that their directions can be
-    compared. It serves the training only, and is no part of the student. Where both are of one width, nothing is done.
+    """Learns to map the student's hidden states to the teacher's width, so that their directions can be compared. It
+    serves the training only, and is no part of the student. If both have the same width, it does nothing.
     """
 
     def __init__(self, s_dim: int, t_dim: int) -> None:
@@ -84,12 +143,161 @@ class Widening(nn.Module):
         return self.projection(s_hidden)
 
 
-def cosine(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
-    """Sum over rows of 1 - cos(student's, teacher's last hidden state).
+# ------------------------------------------------------------------------ all terms over the vocabulary, chunk by chunk
+
+
+class Projection(NamedTuple):
+    """A frozen copy of a projection onto the vocabulary, ready for matrix products."""
+
+    matrix: torch.Tensor  # (voc_padded, dim), in the dtype to compute in
+    bias: torch.Tensor  # (voc_padded,), same
+    voc_size: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, linear: nn.Linear, dtype: torch.dtype) -> "Projection":
+        voc_size, dim = linear.weight.shape
+        voc_padded = -(-voc_size // ALIGNMENT) * ALIGNMENT
+        matrix = linear.weight.new_zeros(voc_padded, dim, dtype=dtype)
+        matrix[:voc_size] = linear.weight
+        bias = matrix.new_full((voc_padded,), -torch.inf)
+        bias[:voc_size] = 0 if linear.bias is None else linear.bias
+        return cls(matrix, bias, voc_size)
+
+    def logits(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """(n, dim) in the dtype of the matrix -> (n, voc_padded), in `out`, float32 or float64."""
+        if self.matrix.dtype == out.dtype:
+            return torch.addmm(self.bias, rows, self.matrix.T, out=out)
+        return out.copy_(F.linear(rows, self.matrix, self.bias))
+
+
+def usual_chunk(device: torch.device, voc_size: int) -> int:
+    """Rows at a time."""
+    return min(CHUNK_ROWS.get(device.type, max(CHUNK_ROWS.values())), max(1, CHUNK_LOGITS // voc_size))
+
+
+def vocabulary_loss(
+    s_rows: torch.Tensor,
+    s_linear: nn.Linear,
+    s_projection: Projection,
+    t_rows: torch.Tensor | None,
+    t_projection: Projection | None,
+    labels: torch.Tensor,
+    weights: dict[str, float],
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted loss of some rows, whose gradients are known as soon as it returns.
 
     Args:
-        s_hidden, t_hidden: (n, dim).
+        s_rows: (n, dim) what the student's projection is applied to; in any dtype.
+        s_linear: that projection; its matrix and bias get gradients, in float32 or float64.
+        s_projection: `Projection.of` it, as it is now.
+        t_rows: (n, dim of the teacher); None if neither ce nor mse is wanted.
+        t_projection: the teacher's.
+        labels: (n_labels,) int64, of the first n_labels rows. The rows with a label stand together, so that the others
+            need no softmax at temperature 1.
+        weights: what the sum of each term is multiplied by; those of VOCABULARY_TERMS that are wanted.
+        temperature: T, of the ce term.
+        chunk_rows: rows at a time; None for `usual_chunk`.
 
-    Returns: scalar, float32 or float64.
+    Returns:
+        loss: scalar, float32 or float64; `backward` may be called on it once.
+        parts: (number of weights,) float64, what each term adds to it, without gradient.
     """
-    return (1 - F.cosine_similarity(at_least_float32(s_hidden), at_least_float32(t_hidden), dim=-1)).sum()
+    chunk_rows = chunk_rows or usual_chunk(s_rows.device, len(s_projection.matrix))
+    return _VocabularyLoss.apply(
+        s_rows, s_linear.weight, s_linear.bias, s_projection, t_rows, t_projection, labels, weights, temperature,
+        chunk_rows,
+    )  # fmt: skip
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, s_rows, matrix, bias, s_projection, t_rows, t_projection, labels, weights, temperature, chunk_rows
+    ):
+        dtype, voc_size = s_projection.matrix.dtype, s_projection.voc_size
+        full = torch.promote_types(dtype, torch.float32)
+        n, voc_padded = len(s_rows), len(s_projection.matrix)
+        x = s_rows.detach().to(dtype)  # (n, dim)
+        # The weights are alphas divided by thousands of rows, and float16 would round such gradients to 0. So they are
+        # made with weights relative to the largest, and scaled in `backward`, together with what comes from above.
+        scale = max(weights.values())
+        relative = {term: weight / scale for term, weight in weights.items()}
+        grad_rows = torch.empty_like(x)
+        grad_matrix = x.new_zeros(voc_padded, x.shape[1], dtype=full)
+        grad_bias = x.new_zeros(voc_padded, dtype=full)
+        parts = x.new_zeros(len(weights), dtype=torch.float64)
+        # Made once: getting fresh memory from the system for each chunk takes as long as the softmax itself.
+        buffers = x.new_empty(4, min(chunk_rows, n), voc_padded, dtype=full)
+
+        for start in range(0, n, chunk_rows):
+            chunk = slice(start, min(start + chunk_rows, n))
+            s, t, *scratch = buffers[:, : chunk.stop - start]  # (rows of the chunk, voc_padded)
+            s_projection.logits(x[chunk], s)
+            if t_projection is not None:
+                t_projection.logits(t_rows[chunk].to(dtype), t)
+            grad, chunk_parts = chunk_gradient(s, t, scratch, labels[chunk], relative, temperature, voc_size)
+            parts += chunk_parts
+            grad_bias += grad.sum(0)
+            grad = grad.to(dtype)
+            torch.mm(grad, s_projection.matrix, out=grad_rows[chunk])
+            if dtype == full:
+                grad_matrix.addmm_(grad.T, x[chunk])
+            else:
+                grad_matrix += grad.T @ x[chunk]
+
+        ctx.save_for_backward(grad_rows, grad_matrix[:voc_size], grad_bias[:voc_size])
+        ctx.scale, ctx.rows_dtype, ctx.has_bias = scale, s_rows.dtype, bias is not None
+        parts *= scale
+        ctx.mark_non_differentiable(parts)
+        return parts.sum().to(full), parts
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss, _):
+        grad_rows, grad_matrix, grad_bias = ctx.saved_tensors
+        scale = at_least_float32(grad_loss) * ctx.scale
+        grad_rows = (at_least_float32(grad_rows) * scale).to(ctx.rows_dtype)
+        return grad_rows, grad_matrix.mul_(scale), grad_bias * scale if ctx.has_bias else None, *[None] * 7
+
+
+def chunk_gradient(
+    s: torch.Tensor,
+    t: torch.Tensor,
+    scratch: list[torch.Tensor],
+    labels: torch.Tensor,
+    weights: dict[str, float],
+    temperature: float,
+    voc_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the weighted loss by the student's logits. Overwrites `s`, `t` and `scratch`.
+
+    Args:
+        s, t: (n, voc_padded) logits, float32 or float64.
+        scratch: two more tensors of that shape to work in.
+        labels: (n_labels,) of the first rows.
+        weights: as of `vocabulary_loss`.
+
+    Returns: (n, voc_padded) gradient; (number of weights,) float64, what each term adds to the loss.
+    """
+    gradient, parts = None, {}
+    if "mse" in weights:
+        gradient, parts["mse"] = mse_gradient(s, t, voc_size)
+        gradient *= weights["mse"]
+    of_labels = None
+    for term in LABEL_TERMS:
+        if term in weights and len(labels):
+            of_labels, parts[term] = label_gradient(s[: len(labels)], labels)
+            of_labels *= weights[term]
+    if "ce" in weights:  # last, since it overwrites the logits
+        soft, parts["ce"] = ce_gradient(s, t, scratch, temperature, voc_size)
+        soft *= weights["ce"]
+        gradient = soft if gradient is None else gradient.add_(soft)
+    if gradient is None:
+        gradient = torch.zeros_like(s) if of_labels is None or len(of_labels) < len(s) else of_labels
+    if of_labels is not None and gradient is not of_labels:
+        gradient[: len(of_labels)] += of_labels
+    nothing = s.new_zeros((), dtype=torch.float64)
+    return gradient, torch.stack([weight * parts.get(term, nothing) for term, weight in weights.items()])

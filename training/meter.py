@@ -4,7 +4,6 @@ Between two log lines sums stay on the device, so that nothing waits for it.
 """
 
 import contextlib
-import operator
 import time
 from collections.abc import Iterator
 
@@ -12,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from training.distributed import World
-from training.losses import Terms
 from training.memory import peak_memory
 from utils import LOG_FILE, RunError, logger, progress_bar
 
@@ -21,8 +19,7 @@ class Meter:
     """Sums over the steps since the last log line.
 
     Args:
-        names: what each term is called in the log; None: it is not logged.
-        alphas: the weights of the terms in the loss.
+        alphas: of the terms of the loss.
         n_steps: of the whole run.
         world: this process among all. What is added is summed over all processes already.
         peak_flops: FLOP/s that the device could do; None: unknown.
@@ -32,8 +29,8 @@ class Meter:
         steps: since the last log line.
     """
 
-    def __init__(self, names: Terms, alphas: Terms, n_steps: int, world: World, peak_flops: float | None) -> None:
-        self.names, self.alphas, self.n_steps = names, alphas, n_steps
+    def __init__(self, alphas: dict[str, float], n_steps: int, world: World, peak_flops: float | None) -> None:
+        self.alphas, self.n_steps = alphas, n_steps
         self.world, self.peak_flops = world, peak_flops
         self.tokens = 0
         self.bar: tqdm | None = None
@@ -41,7 +38,8 @@ class Meter:
 
     def _start_interval(self) -> None:
         device = self.world.device
-        self._terms = Terms.zeros(device)  # means of the steps that were finite
+        # What the terms add to the loss, summed over the steps that were finite.
+        self._parts = torch.zeros(len(self.alphas), dtype=torch.float64, device=device)
         self._bad = torch.zeros((), dtype=torch.float64, device=device)  # steps left out, since they were not
         self.steps, self._tokens, self._flops = 0, 0, 0.0
         self._start = time.monotonic()
@@ -62,15 +60,15 @@ class Meter:
         if self.bar is not None:  # a bar without a total has no truth value
             self.bar.update(n_sequences)
 
-    def add(self, means: Terms, bad: torch.Tensor, tokens: float, flops: float) -> None:
+    def add(self, parts: torch.Tensor, bad: torch.Tensor, tokens: float, flops: float) -> None:
         """Notes a step.
 
         Args:
-            means: of the terms, scalar tensors.
+            parts: (n_terms,) what each term adds to the loss.
             bad: scalar bool tensor, whether the step was left out.
             tokens, flops: of all processes.
         """
-        self._terms = self._terms.map(lambda total, mean: total + torch.where(bad, 0.0, mean), means)
+        self._parts += torch.where(bad, 0.0, parts)
         self._bad += bad
         self.tokens += int(tokens)
         self._tokens += int(tokens)
@@ -112,20 +110,20 @@ class Meter:
         Waits for the device. `step` is the number of steps done, `lr` the rate of the next.
         """
         # In one copy from the device, and before the clock is read, since it waits for all that is computed.
-        *sums, n_bad = torch.stack([*self._terms, self._bad]).tolist()
+        *totals, n_bad = torch.cat([self._parts, self._bad[None]]).tolist()
         seconds = time.monotonic() - self._start
-        means = Terms(*(total / max(1, self.steps - n_bad) for total in sums))
-        shown = {name: mean for name, mean, alpha in zip(self.names, means, self.alphas, strict=True) if name and alpha}
+        parts = [total / max(1, self.steps - n_bad) for total in totals]
+        means = {term: part / alpha for (term, alpha), part in zip(self.alphas.items(), parts, strict=True)}
         flops = self._flops / seconds / self.world.size
-        metrics = {"loss": sum(self.alphas.map(operator.mul, means))}
-        metrics |= {f"loss_{name}": mean for name, mean in shown.items()}
+        metrics = {"loss": sum(parts)}
+        metrics |= {f"loss_{term}": mean for term, mean in means.items()}
         metrics |= {"lr": lr, "tokens_per_second": self._tokens / seconds}
         metrics |= {"tflops": flops / 1e12, "mfu": flops / self.peak_flops if self.peak_flops else None}
         metrics |= {"peak_memory_gib": peak_memory(self.world.device) / 2**30}
-        parts = (
+        words = (
             f"step {step}/{self.n_steps} ({100 * step / self.n_steps:.1f} %)",
             f"loss {metrics['loss']:.4f}",
-            *(f"{name} {mean:.4f}" for name, mean in shown.items()),
+            *(f"{term} {mean:.4f}" for term, mean in means.items()),
             f"lr {lr:.2e}",
             f"{metrics['tokens_per_second']:,.0f} tokens/s",
             f"MFU {metrics['mfu']:.1%}" if self.peak_flops else "MFU unknown",
@@ -133,13 +131,13 @@ class Meter:
             f"{tqdm.format_interval((self.n_steps - step) * seconds / self.steps)} left",
         )
         self._start_interval()
-        return metrics, "  ".join(parts)
+        return metrics, "  ".join(words)
 
     # ------------------------------------------------------------------------------------------------------------ state
 
     def state_dict(self) -> dict:
         return {
-            "terms": list(self._terms),
+            "parts": self._parts,
             "bad": self._bad,
             "steps": self.steps,
             "interval_tokens": self._tokens,
@@ -150,9 +148,7 @@ class Meter:
 
     def load_state_dict(self, state: dict) -> None:
         device = self.world.device
-        totals = [total.to(device) for total in state["terms"]]
-        self._terms = Terms(*totals, *Terms.zeros(device)[len(totals) :])  # older states know fewer terms
-        self._bad = state["bad"].to(device)
+        self._parts, self._bad = state["parts"].to(device), state["bad"].to(device)
         self.steps, self.tokens = state["steps"], state["tokens"]
         self._tokens, self._flops = state["interval_tokens"], state["interval_flops"]
         self._start = time.monotonic() - state["interval_seconds"]

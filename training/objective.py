@@ -1,37 +1,53 @@
-"""What the student learns from: the loss of a micro-batch, with the teacher's help or without.
+"""What the student learns from: the weighted sum of the terms of the loss, for a micro-batch.
 
 Dimensions: bs sequences of seq_length tokens; n_tokens attended positions; n_rows positions that reach the vocabulary
 head; dim.
 """
 
-import operator
+from typing import NamedTuple
 
 import torch
 
 from models.families import LanguageModel
 from models.flops import TrainingWork
-from training import losses
-from training.batches import Batch, StepCounts
-from training.losses import Terms
+from training.batches import MicroBatch, StepCounts
+from training.losses import VOCABULARY_TERMS, Projection, Widening, at_least_float32, cos_loss, vocabulary_loss
 from training.recipe import Recipe
 from training.relation_loss import KINDS, relation_loss, usual_heads
-from training.vocabulary_loss import Projection, vocabulary_loss
 from utils import InputError
+
+
+def loss_weights(alphas: dict[str, float], counts: StepCounts) -> dict[str, float]:
+    """alpha over how much its term is a mean of: rows, labels or tokens, in the whole step and on all processes.
+
+    So the gradients of all micro-batches and processes, whatever their sizes, add up to those of the mean.
+    """
+    divisors = {
+        "ce": counts.rows, "mse": counts.rows, "mlm": counts.labels, "clm": counts.labels, "cos": counts.tokens,
+        "relation": counts.tokens,
+    }  # fmt: skip
+    return {term: alpha / max(1, divisors[term]) for term, alpha in alphas.items()}
+
+
+class Outputs(NamedTuple):
+    """What a model makes of a micro-batch, as far as a loss needs it."""
+
+    hidden: torch.Tensor  # (bs * seq_length, dim) last hidden states
+    rows: torch.Tensor | None  # (n_rows, dim) what the projection onto the vocabulary is applied to
+    vectors: tuple[torch.Tensor, ...] | None  # (bs, seq_length, width) queries, keys and values
 
 
 class Objective:
     """The loss of a student.
 
     Args:
-        recipe: the weights of the terms, and the like.
+        recipe: the alphas, and the like.
         student: the model to train.
         teacher: frozen; None where no loss needs one.
         device: of both.
-        dtype: what to compute in: half precision under autocast, else the models' own.
+        dtype: what to compute in: half precision under autocast, otherwise the models' own.
 
     Attributes:
-        names: what the log calls each term.
-        alphas: the weight of each.
         widening: what is trained beside the student, and is no part of it.
         work: the FLOPs of a step.
 
@@ -44,11 +60,7 @@ class Objective:
     ) -> None:  # fmt: skip
         self.recipe, self.student, self.device, self.dtype = recipe, student, device, dtype
         self.teacher = teacher if recipe.uses_teacher else None
-        labels = recipe.alpha_mlm + recipe.alpha_clm
-        self.alphas = Terms(recipe.alpha_ce, recipe.alpha_mse, labels, recipe.alpha_cos, recipe.alpha_relation)
-        self.names = Terms("ce", "mse", "clm" if student.family.causal else "mlm", "cos", "relation")
-        t_dim = teacher.dim if recipe.alpha_cos else student.dim
-        self.widening = losses.Widening(student.dim, t_dim).to(device)
+        self.widening = Widening(student.dim, teacher.dim if recipe.alpha_cos else student.dim).to(device)
         self.t_projection = Projection.of(teacher.projection, dtype) if recipe.uses_teacher_logits else None
         heads = recipe.uses_logits, recipe.uses_teacher_logits
         self.work = TrainingWork(student, self.teacher, *heads, self.widening)
@@ -72,56 +84,58 @@ class Objective:
         self.work.add_relations(sum(s_widths), sum(t_widths))
 
     def begin_step(self) -> None:
-        """Takes note of the student's weights, which have changed with the step before."""
+        """Copies the student's projection, which the last step has changed, for matrix products."""
         if self.recipe.uses_logits:
             self.s_projection = Projection.of(self.student.projection, self.dtype)
 
-    def n_rows(self, counts: StepCounts) -> Terms:
-        """What each term's sum is divided by, to become a mean."""
-        return Terms(counts.rows, counts.rows, counts.labels, counts.tokens, counts.tokens)
-
-    def loss(self, batch: Batch, weights: Terms) -> tuple[torch.Tensor, Terms]:
-        """Of one micro-batch.
-
-        Args:
-            weights: what the sums over rows are multiplied by.
-
-        Returns: the weighted loss, a scalar, and the sums over rows, without gradient.
-        """
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
-            s_hidden = self.student.hidden(batch.input_ids, batch.attention_mask)  # (bs * seq_length, dim)
-            if self.recipe.uses_logits:
-                s_rows = self.student.transform(s_hidden.index_select(0, batch.head_positions))  # (n_rows, dim)
-            t_hidden, t_rows = self._teach(batch) if self.teacher else (None, None)
-        loss = torch.zeros((), device=self.device)
-        sums = Terms.zeros(self.device)
-        if self.recipe.uses_logits:
-            loss, of_logits = vocabulary_loss(
-                s_rows,
-                self.student.projection,
-                self.s_projection,
-                t_rows,
-                self.t_projection,
-                batch.labels,
-                weights,
-                self.recipe.temperature,
-            )
-            sums = sums.map(operator.add, of_logits)
-        if weights.cos:
-            s_tokens = s_hidden.index_select(0, batch.token_positions)  # (n_tokens, dim); its gradient needs no sorting
-            cos = losses.cosine(self.widening(losses.at_least_float32(s_tokens)), t_hidden[batch.token_positions])
-            loss = loss + weights.cos * cos
-            sums = sums._replace(cos=cos.detach().double())
-        if weights.relation:
-            vectors, causal = (self.student.vectors, self.teacher.vectors), self.student.family.causal
-            relation = relation_loss(*vectors, self.relation_heads, batch.attention_mask, causal)
-            loss = loss + weights.relation * relation
-            sums = sums._replace(relation=relation.detach().double())
-        return loss, sums
+    def read_as_student(self, micro_batch: MicroBatch) -> Outputs:
+        return self._read(self.student, micro_batch, self.recipe.uses_logits)
 
     @torch.no_grad()
-    def _teach(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(bs * seq_length, dim) and, if a loss needs logits, (n_rows, dim): the teacher's `hidden` and `transform`."""
-        t_hidden = self.teacher.hidden(batch.input_ids, batch.attention_mask)
-        needs_rows = self.recipe.uses_teacher_logits
-        return t_hidden, self.teacher.transform(t_hidden[batch.head_positions]) if needs_rows else None
+    def read_as_teacher(self, micro_batch: MicroBatch) -> Outputs | None:
+        """None if no loss needs a teacher."""
+        return self._read(self.teacher, micro_batch, self.recipe.uses_teacher_logits) if self.teacher else None
+
+    def _read(self, model: LanguageModel, micro_batch: MicroBatch, needs_rows: bool) -> Outputs:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
+            hidden = model.hidden(micro_batch.input_ids, micro_batch.attention_mask)
+            rows = model.transform(hidden.index_select(0, micro_batch.row_positions)) if needs_rows else None
+        return Outputs(hidden, rows, model.vectors if self.recipe.alpha_relation else None)
+
+    def __call__(
+        self, s: Outputs, t: Outputs | None, micro_batch: MicroBatch, weights: dict[str, float]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of a micro-batch.
+
+        Args:
+            s, t: what student and teacher make of it.
+            weights: what the sum of each term is multiplied by (see `loss_weights`).
+
+        Returns: the loss, a scalar; (number of weights,) float64, what each term adds to it, without gradient.
+        """
+        loss, parts = torch.zeros((), device=self.device), []
+        if of_vocabulary := {term: weight for term, weight in weights.items() if term in VOCABULARY_TERMS}:
+            loss, of_each = vocabulary_loss(
+                s.rows,
+                self.student.projection,
+                self.s_projection,
+                t.rows if t else None,
+                self.t_projection,
+                micro_batch.labels,
+                of_vocabulary,
+                self.recipe.temperature,
+            )
+            parts.extend(of_each)
+        if "cos" in weights:
+            positions = micro_batch.token_positions
+            s_hidden = self.widening(at_least_float32(s.hidden.index_select(0, positions)))  # (n_tokens, dim)
+            cos = weights["cos"] * cos_loss(s_hidden, t.hidden.index_select(0, positions))
+            loss = loss + cos
+            parts.append(cos.detach().double())
+        if "relation" in weights:
+            heads, causal = self.relation_heads, self.student.family.causal
+            relation = relation_loss(s.vectors, t.vectors, heads, micro_batch.attention_mask, causal)
+            relation = weights["relation"] * relation
+            loss = loss + relation
+            parts.append(relation.detach().double())
+        return loss, torch.stack(parts)

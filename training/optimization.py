@@ -7,7 +7,6 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from training.distributed import World
-from training.losses import Terms
 from training.recipe import Recipe
 
 
@@ -31,7 +30,7 @@ class Optimization:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, recipe.weight_decay),
             lr=recipe.learning_rate,
-            betas=(0.9, 0.98),
+            betas=(recipe.adam_beta1, recipe.adam_beta2),
             eps=recipe.adam_epsilon,
             fused=True,
         )
@@ -49,30 +48,30 @@ class Optimization:
         """Adds the gradients of a part of the step's loss to those of the parts before."""
         self.scaler.scale(loss).backward()
 
-    def step(self, sums: Terms) -> tuple[Terms, torch.Tensor]:
+    def step(self, parts: torch.Tensor) -> torch.Tensor:
         """Updates the weights, unless the loss or its gradient is not finite, and forgets the gradients.
 
         To ask whether they are finite would wait for the device. Instead the answer stays there, as a flag that the
         fused optimizer reads itself: `found_inf`, which PyTorch made for the scaler of float16.
 
         Args:
-            sums: of the loss, over the rows of this process.
+            parts: (n_terms,) what each term adds to the loss of this process; of all processes afterwards.
 
-        Returns: the sums over the rows of all processes; a scalar bool tensor, whether the weights were left alone.
+        Returns: scalar bool tensor, whether the weights were left alone.
         """
         if self.world.size > 1:
-            sums = self.exchange(sums)
+            self.exchange(parts)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        bad = ~sum(sums).isfinite()
-        if not self.scaler.is_enabled():  # else the scaler looks at the gradients, and lowers its scale
+        bad = ~parts.sum().isfinite()
+        if not self.scaler.is_enabled():  # otherwise the scaler looks at the gradients, and lowers its scale
             bad |= ~norm.isfinite()
             self.optimizer.found_inf = bad.float()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
         self.forget_gradients()
-        return sums, bad
+        return bad
 
     def forget_gradients(self) -> None:
         if self._gradients is None:
@@ -90,12 +89,11 @@ class Optimization:
             parameter.grad = part.view_as(parameter)
         return together
 
-    def exchange(self, sums: Terms) -> Terms:
-        """Sums the gradients and `sums` over the processes. No mean: a gradient is weighted by the rows of all."""
+    def exchange(self, parts: torch.Tensor) -> None:
+        """Sums the gradients and `parts` over the processes, in place. No mean: the loss of each process is divided by
+        what is in the step of all."""
         self.world.all_reduce(self._gradients)
-        together = torch.stack(list(sums))
-        self.world.all_reduce(together)
-        return Terms(*together)
+        self.world.all_reduce(parts)
 
     def state_dict(self) -> dict:
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}

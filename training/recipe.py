@@ -40,6 +40,8 @@ class Recipe:
     learning_rate: float = 5e-4
     warmup_prop: float = 0.05
     weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
     adam_epsilon: float = 1e-6
     max_grad_norm: float = 5.0
     seed: int = 56
@@ -56,6 +58,12 @@ class Recipe:
     # failures
     max_bad_steps: int = 0
     on_full_disk: str = "stop"
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """What each term of the loss is multiplied by, without those that are left out."""
+        terms = ("ce", "mse", "mlm", "clm", "cos", "relation")
+        return {term: alpha for term in terms if (alpha := getattr(self, f"alpha_{term}"))}
 
     @property
     def uses_teacher(self) -> bool:
