@@ -25,9 +25,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from readers.json_reader import parse_json
-from readers.plain_pickle import load_plain_pickle
-from utils import InputError, RunError, check_input_file, logger
+from files.json_reader import parse_json
+from files.paths import check_input_file
+from files.plain_pickle import load_plain_pickle
+from utils import InputError, RunError, logger
 
 FORMAT = 1
 MAGIC = b"DISTILTK"

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from evaluation import held_out
+from models.attention import take_short_sequences_in_float32
 from models.families import LanguageModel
 from models.flops import peak_flops
+from models.memory import FreeMemory
 from training.batches import MicroBatch, RunData, StepCounts
 from training.distributed import World
-from training.memory import FreeMemory
 from training.meter import Meter
 from training.objective import Objective, loss_weights
 from training.optimization import Optimization
@@ -94,6 +95,8 @@ class Distiller:
         if recipe.compile:
             for model in filter(None, (student, teacher)):
                 model.hidden = torch.compile(model.hidden, dynamic=True)
+        if self.world.device.type == "cpu" and self.dtype == torch.bfloat16:
+            take_short_sequences_in_float32(student.model)
         if teacher:
             teacher.cast_products(self.dtype)
         set_seed(recipe.seed)  # the widening, if there is one, is drawn from this

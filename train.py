@@ -24,27 +24,35 @@ import utils
 from corpus.files import TokenCorpus, expand_globs, open_corpus
 from corpus.overlap import load_overlap
 from corpus.token_counts import count_tokens, load_token_counts
-from corpus.tokenization import describe_tokenizer, padding_id
+from corpus.tokenization import describe_tokenizer, load_tokenizer, padding_id, vocabulary_difference
 from corpus.vocabulary_trimming import Kept
 from distiller import Distiller
 from evaluation import held_out
+from evaluation.sentence_encoder import sentence_transformers_files
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
 from models.families import LanguageModel, family_of, freeze
-from models.loading import load_language_model, load_with_or_without_head, some
+from models.loading import count_parameters, load_config, load_language_model, load_with_or_without_head, some
+from models.memory import check_memory
 from models.student import build_student
-from models.trimming import trim_model
+from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
 from training.batches import Masking, Padding, RunData
-from training.configurations import check_memory, load_configs, longest_sequence, needs_teacher, resolve_defaults
+from training.checkpoint import check_resume, fingerprint, fingerprint_of_shape
+from training.configurations import (
+    check_fit,
+    longest_sequence,
+    needs_teacher,
+    student_config,
+    with_defaults,
+    with_names,
+)
 from training.distributed import World, choose_dtype, describe_device, init_world
 from training.flags import sanity_checks, whole_model
 from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
-from training.resume import check_resume, fingerprint, fingerprint_of_shape
-from training.sentence_encoder import sentence_transformers_files
 from utils import InputError, logger
 
-# --------------------------------------------------------------------------------------------------------------- checks
+# ------------------------------------------------------------------------------------ what is read, and what fits it
 
 
 def inputs_of(args: argparse.Namespace) -> list[str]:
@@ -53,6 +61,52 @@ def inputs_of(args: argparse.Namespace) -> list[str]:
              args.student_pretrained_weights)  # fmt: skip
     texts = expand_globs([*args.data_file, *(args.valid_data_file or ())])
     return [*texts, *(name for name in names if name)]
+
+
+def load_configs(args: argparse.Namespace):
+    """Tokenizer, student's and teacher's (or None) configuration, checked against each other, and which entries of the
+    teacher's vocabulary are kept (None: all); no weights yet."""
+    teacher = load_config(args.teacher_name) if args.teacher_name else None
+    student_name = whole_model(args.student_pretrained_weights)
+    tokenizer = load_tokenizer(args.tokenizer_name)
+    kept = kept_entries(args, teacher)
+    if kept:
+        logger.info(
+            "the teacher's vocabulary is cut to the %s entries of %s", f"{len(kept.ids):,}", args.tokenizer_name
+        )
+        teacher = trim_config(teacher, kept.ids)
+    check_vocabularies(args.tokenizer_name, tokenizer, None if kept else args.teacher_name, student_name)
+    given = student_name or args.student_config
+    student = student_config(args, load_config(given) if given else None, teacher, len(tokenizer))
+    check_fit(args, student, teacher, tokenizer)
+    return tokenizer, student, teacher, kept
+
+
+def kept_entries(args: argparse.Namespace, teacher: PretrainedConfig | None) -> Kept | None:
+    """If the tokenizer is one that scripts/trim_vocabulary.py made of the teacher's: which entries it kept."""
+    kept = Kept.load(args.tokenizer_name)
+    if kept is None or teacher is None:
+        return None
+    try:
+        own = describe_tokenizer(load_tokenizer(args.teacher_name))
+    except InputError:  # the teacher brings none
+        return kept if teacher.vocab_size >= kept.old_size else None
+    return kept if own["vocab_hash"] == kept.old_hash else None
+
+
+def check_vocabularies(name: str, tokenizer, *models: str | None) -> None:
+    """The tokenizers that the models bring with them must be the run's. Raises: InputError that says where they differ.
+
+    Args:
+        name: of the run's tokenizer.
+    """
+    for model in dict.fromkeys(model for model in models if model and model != name):
+        try:
+            own = load_tokenizer(model)
+        except InputError:
+            continue  # it brings none
+        if difference := vocabulary_difference(tokenizer, own):
+            raise InputError(f"{name} and {model} do not share a vocabulary: {difference}.")
 
 
 # --------------------------------------------------------------------------------------------------------------- wiring
@@ -162,9 +216,11 @@ def run(args: argparse.Namespace, world: World) -> int:
     # Everything that the user can have got wrong comes before a model is loaded or a file removed.
     dtype = choose_dtype(args, world.device)
     run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
+    args = with_names(args)
     tokenizer, student_cfg, teacher_cfg, kept = load_configs(args)
-    resolve_defaults(args, student_cfg, world.device)
-    check_memory(student_cfg, teacher_cfg, world.device)
+    args = with_defaults(args, student_cfg, world.device)
+    taught = count_parameters(teacher_cfg, "the teacher") if teacher_cfg else 0
+    check_memory("teacher and student", world.device, taught, count_parameters(student_cfg, "the student"))
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
     text = open_corpus(args.data_file, tokenizer)
     if world.local_rank == 0:  # once a machine
@@ -210,7 +266,6 @@ def describe_run(
         "tokenizer": describe_tokenizer(tokenizer)["vocab_hash"],
         "dtype": str(dtype),
         "processes": world.size,
-        "command": run_folder.command_line(),
     }
 
 

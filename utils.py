@@ -5,20 +5,17 @@ Imports no other file of the project.
 
 import argparse
 import contextlib
-import fcntl
 import functools
-import json
 import logging
 import math
 import os
 import random
-import re
+import shlex
 import signal
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -71,7 +68,13 @@ def reason_of(error: Exception, length: int = 160) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong flags raise an InputError, which `command_line` shows as it shows all others."""
+    """Wrong flags raise an InputError, which `command_line` shows as it shows all others. Beside the flags there is
+    `command`, as the user typed it."""
+
+    def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
+        parsed = super().parse_args(args, namespace)
+        parsed.command = shlex.join(["python", *(sys.argv if args is None else [self.prog, *args])])
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}; --help explains the flags.")
@@ -327,6 +330,11 @@ def set_seed(*seed: int) -> None:
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
 
+def n_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -334,176 +342,3 @@ def ignore_stop_signals(*_) -> None:
     """For helpers of a process: a signal to the whole group must not end them before it, which ends them itself."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-# ---------------------------------------------------------------------------------------------------------------- files
-
-
-def check_input_file(path: str | Path, flag: str = "", hint: str = "") -> None:
-    """Raises InputError unless there is a regular file to read.
-
-    Args:
-        flag: that named it.
-        hint: where such a file comes from.
-    """
-    path = Path(path)
-    try:
-        if path.is_file():
-            with open(path, "rb") as file:
-                file.read(1)
-            return
-        if path.is_dir():
-            problem = "is a folder; name a file in it"
-        elif path.is_symlink() and not path.exists():
-            problem = f"is a link to {os.readlink(path)}, which does not exist"
-        elif path.exists():
-            problem = "is no regular file (a pipe or a device?); copy what it gives into a file"
-        else:
-            problem = f"does not exist{f'; {hint}' if hint else ''}"
-    except OSError as error:
-        problem = f"can't be read ({error.strerror})"
-    raise InputError(f"{flag} {path} {problem}.".strip())
-
-
-def check_output_file(path: str | Path, flag: str) -> None:
-    """Raises InputError unless a file of this name can be written. Leaves nothing behind."""
-    path = Path(path)
-    _check_kind(flag, path, Path.is_file, "is no regular file; give the name of a file")
-    _check_can_create(flag, path, path.absolute().parent)
-
-
-def check_output_folder(path: str | Path, flag: str) -> None:
-    """Raises InputError unless files can be written into a folder of this name. Leaves nothing behind."""
-    path = Path(path)
-    _check_kind(flag, path, Path.is_dir, "is no folder; give the name of a folder")
-    _check_can_create(flag, path, path.absolute())
-
-
-def check_picture(path: str | Path, flag: str) -> None:
-    """Raises InputError unless a picture can be written under this name."""
-    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"{flag} {path}: pictures are written as .png, .pdf or .svg; give such a name.")
-    check_output_file(path, flag)
-
-
-def _check_kind(flag: str, path: Path, is_right: Callable[[Path], bool], problem: str) -> None:
-    try:
-        if path.is_symlink() and not path.exists():
-            problem = f"is a link to {os.readlink(path)}, which does not exist; remove it, or give another name"
-        elif is_right(path) or not path.exists():
-            return
-        elif path.is_dir():
-            problem = f"is a folder; give the name of a file, such as {path / 'name'}"
-    except OSError as error:
-        problem = f"can't be written ({error.strerror}); choose another place"
-    raise InputError(f"{flag} {path} {problem}.")
-
-
-def _check_can_create(flag: str, path: Path, folder: Path) -> None:
-    """Tries it in the nearest folder that exists: permissions alone don't tell (a read-only disk, /proc)."""
-    try:
-        nearest = next(parent for parent in (folder, *folder.parents) if parent.is_symlink() or parent.exists())
-        with tempfile.TemporaryFile(dir=nearest):
-            return
-    except OSError as error:
-        reason = error.strerror
-    raise InputError(f"{flag} {path} can't be written ({reason}); choose another place.")
-
-
-@contextlib.contextmanager
-def naming_write_errors(path: str | Path) -> Iterator[None]:
-    """Around the writing of a library: its error for a full disk or the like becomes an OSError that names the path.
-
-    PyTorch raises a RuntimeError with the OSError behind it, and libraries written in Rust (safetensors, tokenizers) an
-    error of their own, which says "os error 28", or "Os { code: 28" in older ones.
-    """
-    try:
-        yield
-    except (InputError, RunError):
-        raise
-    except Exception as error:
-        number = re.search(r"(?:\(os error |\bOs \{ code: )(\d+)", str(error))
-        if isinstance(error, OSError):
-            found = error
-        elif type(error) is RuntimeError and isinstance(error.__context__, OSError):
-            found = error.__context__
-        elif number:
-            found = OSError(int(number[1]), os.strerror(int(number[1])))
-        else:
-            raise
-        if found.filename is None or ".tmp" in str(found.filename):  # the user knows no temporary names
-            found.filename = str(path)
-        raise found from None
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator:
-    """A file that appears under its name whole or not at all: temporary file beside it, fsync, rename.
-
-    Raises: OSError with the path; the file that stood under the name before is then untouched.
-    """
-    path = Path(path)
-    temporary = unfinished(path)
-    with naming_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        with only_writer(temporary, path):
-            try:
-                with open(temporary, mode) as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    fsync_folder(path.parent)
-
-
-def unfinished(path: Path) -> Path:
-    """Where a file or folder lies until it is whole. What a killed process left there, the next one overwrites."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-@contextlib.contextmanager
-def only_writer(temporary: Path, path: Path) -> Iterator[None]:
-    """Locks what will have the name `path` when it is whole. Raises: InputError if another process writes it."""
-    handle = os.open(temporary, os.O_RDONLY)
-    try:
-        lock(handle, path)
-        if not (temporary.exists() and os.path.samestat(temporary.stat(), os.fstat(handle))):
-            raise InputError(f"{path} has just been written by another process; call this again.")
-        yield
-    finally:
-        os.close(handle)
-
-
-def lock(handle: int, path: str | Path) -> None:
-    """For as long as the handle is open. Raises: InputError if another process writes to this path."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{path} is being written by another process; wait for it, or stop it.") from None
-    except OSError as error:
-        _tell_of_no_locks(str(Path(path).parent), error.strerror)
-
-
-@functools.cache
-def _tell_of_no_locks(folder: str, reason: str) -> None:
-    """Once for each folder."""
-    logger.warning("%s: no locks on this disk (%s); see that no other process writes there", folder, reason)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes a rename in it outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: str | Path, value: object) -> None:
-    with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=2, default=str)
-        file.write("\n")

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import NamedTuple
 
 from corpus.text_reader import BLOCK, open_text
-from readers.json_reader import parse_json
+from files.json_reader import parse_json
 from utils import InputError
 
 WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens

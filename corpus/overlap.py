@@ -14,8 +14,10 @@ import numpy as np
 
 from corpus.files import TokenCorpus
 from corpus.text_reader import TextReader, open_text, spans_of
-from readers.json_reader import parse_json, read_json
-from utils import InputError, atomic_write, check_input_file, progress_bar
+from files.atomic import atomic_write
+from files.json_reader import parse_json, read_json
+from files.paths import check_input_file
+from utils import InputError, progress_bar
 
 NGRAM = 8  # words; the shortest that GPT-3 used: many texts of GLUE have fewer than 13
 WORD = re.compile(r"\w+")

@@ -18,11 +18,6 @@ MapTasks = Callable[[Callable, Iterable], Iterator]  # like `map`
 AHEAD = 2  # items a process that are read before their turn comes
 
 
-def n_cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def map_ordered(n_processes: int) -> Iterator[MapTasks]:
     """Something like `map` whose calls are divided among processes. Items are drawn as they are needed.

@@ -7,7 +7,7 @@ import numpy as np
 
 from corpus.files import TokenCorpus
 from dataset import TokenFile, is_of_integers
-from readers.plain_pickle import load_plain_pickle
+from files.plain_pickle import load_plain_pickle
 from utils import InputError
 
 SPAN = 1 << 22  # tokens of one task

@@ -24,8 +24,9 @@ from dataset import (
     tail,
     token_dtype,
 )
-from readers.json_reader import read_json
-from utils import InputError, RunError, fsync_folder, lock, logger, write_json
+from files.atomic import fsync_folder, lock, write_json
+from files.json_reader import read_json
+from utils import InputError, RunError, logger
 
 PROGRESS = "progress.json"  # in the folder of an unfinished file
 STATE = {

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from readers.json_reader import read_json
-from utils import InputError, write_json
+from files.atomic import write_json
+from files.json_reader import read_json
+from utils import InputError
 
 KEPT_FILE = "kept_ids.json"  # beside a trimmed tokenizer
 

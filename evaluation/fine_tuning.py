@@ -203,7 +203,7 @@ class TaughtTrainer(Trainer):
         if t_logits.shape[1] == 1:
             following = mse_loss(output.logits.float(), t_logits)
         else:
-            following = losses.distillation(output.logits, t_logits, self.temperature).mean()
+            following = losses.ce_loss(output.logits, t_logits, self.temperature).mean()
         loss = (1 - self.alpha) * output.loss + self.alpha * following
         return (loss, output) if return_outputs else loss
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import InputError, check_input_file, logger
+from files.paths import check_input_file
+from utils import InputError, logger
 
 MOST_BROKEN = 0.01  # share of lines with too few fields in a file that counts as whole: QQP as it is given out has some
 MAX_SCORE = 5  # of a regression

@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 
 from evaluation.glue import APART, TASKS
-from readers.json_reader import read_json_lines
+from files.json_reader import read_json_lines
 from utils import markdown_table
 
 ROW = {"model": str, "task": str, "seed": (int, None), "weights": int, "metrics": {"score": float, ...: float}}

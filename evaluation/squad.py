@@ -17,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from corpus.tokenization import load_tokenizer
 from evaluation.fine_tuning import load_for, longest, taken_by
-from readers.json_reader import read_json
+from files.json_reader import read_json
 from utils import InputError, logger
 
 MAX_SEQ_LENGTH, DOC_STRIDE, MAX_QUERY_LENGTH = 384, 128, 64  # tokens

@@ -6,13 +6,13 @@ No code that comes with a model is ever run: pickles are read for tensors only, 
 import copy
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
+from files.json_reader import read_json
 from models.families import family_of
-from readers.json_reader import read_json
+from models.memory import check_memory
 from utils import InputError, quiet_transformers, reason_of, why_not_loaded
 
 LIMITS = {  # of the numbers of a configuration, and of the flags for them
@@ -115,9 +115,7 @@ def load_with_or_without_head(
 ) -> tuple[PreTrainedModel, list[str]]:
     """As `load_language_model`, and the names of the weights of its head that it lacks, which are random then."""
     config = config or load_config(name)
-    needed, free = 4 * count_parameters(config, name), psutil.virtual_memory().available
-    if needed > free:
-        raise InputError(f"{purpose} {name}: it takes {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free.")
+    check_memory(f"{purpose} {name}", torch.device("cpu"), loaded=count_parameters(config, name))
     model, missing = load_weights(auto_class(config), name, purpose, config=config)
     encoder = family_of(config).encoder
     if any(key.startswith(f"{encoder}.") for key in missing):

@@ -27,6 +27,8 @@ import train
 import utils
 from evaluation import scores
 from evaluation.glue import TASKS, read_task
+from files.atomic import atomic_write
+from files.paths import check_output_folder
 from training import flags
 from training.recipe import Recipe
 from training.run_folder import METRICS, read_metrics
@@ -155,7 +157,7 @@ def _scores(medians: list[float]) -> list[str]:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> int:
-    utils.check_output_folder(args.output_dir, "--output_dir")
+    check_output_folder(args.output_dir, "--output_dir")
     folder = Path(args.output_dir)
     if ours := {part.split("=")[0] for part in args.training} & set(GIVEN_BY_US):
         raise InputError(f"{min(ours)} is not to be given: each student's folder is in --output_dir, and is continued.")
@@ -171,7 +173,6 @@ def main(args: argparse.Namespace) -> int:
     for row, command in commands.items():
         logger.info("%s: %s", row, ROWS[row].title)
         flags_of_run = [*command, "--teacher_name", teacher, "--dump_path", str(folder / row), "--resume"]
-        sys.argv = ["train.py", *flags_of_run]  # the command that the run's model card gives
         status = train.main(flags_of_run)
         if status:
             if status != utils.EXIT_BAD_INPUT:
@@ -190,7 +191,7 @@ def main(args: argparse.Namespace) -> int:
             return status
     text = table(folder, rows, teacher, scores.read(str(output)))
     print(text)
-    with utils.atomic_write(folder / "ablation.md", "w") as out:
+    with atomic_write(folder / "ablation.md", "w") as out:
         out.write(text + "\n")
     return utils.EXIT_OK
 

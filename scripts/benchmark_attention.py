@@ -25,9 +25,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
+from models.attention import attend_on_cpu
 from scripts.benchmark_gpu import take_steps
 from scripts.benchmark_launches import FULL, Setup, steps_of
-from training.attention import attend_on_cpu
 from training.configurations import default_tokens_per_micro_batch
 from training.distributed import describe_device, single_process
 from utils import InputError, integer, real

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from distiller import CHECKPOINT_SECONDS
+from files.paths import check_output_folder
 from models.student import build_student, half_depth_config
 from training.checkpoint import load_newest
 from training.recipe import Recipe
@@ -35,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    utils.check_output_folder(args.work_dir, "--work_dir")
+    check_output_folder(args.work_dir, "--work_dir")
     utils.quiet_transformers()
     print(measure(args.work_dir, args.turns))
 

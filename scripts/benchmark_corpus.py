@@ -32,13 +32,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 import utils
 from corpus.files import open_corpus
-from corpus.parallel import n_cores
 from corpus.token_writer import write_token_file
 from corpus.tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
 from dataset import open_token_file, token_dtype
+from files.paths import check_input_file, check_output_folder
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from utils import InputError, integer, path
+from utils import InputError, integer, n_cores, path
 
 BATCH = 1024  # lines given to the library's batch encoding
 SAMPLE_BYTES = 40_000_000  # of the text, for the rates
@@ -330,8 +330,8 @@ def check_disk(args: argparse.Namespace) -> None:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    utils.check_input_file(args.file_path, "--file_path", "scripts/make_dump.py makes a text")
-    utils.check_output_folder(args.work_dir, "--work_dir")
+    check_input_file(args.file_path, "--file_path", "scripts/make_dump.py makes a text")
+    check_output_folder(args.work_dir, "--work_dir")
     check_disk(args)
     Path(args.work_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work_dir) as name, only_warnings():

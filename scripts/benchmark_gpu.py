@@ -47,13 +47,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from distiller import Distiller
+from files.atomic import atomic_write
+from files.paths import check_output_file
+from models.memory import peak_memory
 from scripts import benchmark_kernels, benchmark_launches
 from scripts.benchmark_kernels import forget_peak, relative_error, setup_for
 from scripts.benchmark_launches import FULL, TINY, Setup, Step, class_of, steps_of
 from scripts.benchmark_training import changed
 from training import batches
 from training.distributed import describe_device, now
-from training.memory import peak_memory
 from utils import RunError, logger, path, reason_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "speed"
@@ -280,7 +282,7 @@ def run_parts(setup: Setup, names: list[str], output: Path) -> list[str]:
         nonlocal text
         print(f"{section}\n", flush=True)
         text += f"{section}\n\n"
-        with utils.atomic_write(output, "w") as file:
+        with atomic_write(output, "w") as file:
             file.write(text.rstrip("\n") + "\n")
 
     show(title_of(setup))
@@ -327,7 +329,7 @@ def main(args: argparse.Namespace) -> None:
         return
     setup = setup_for(args.tiny)
     output = Path(args.output or usual_output(setup.device))
-    utils.check_output_file(output, "--output")
+    check_output_file(output, "--output")
     if failed := run_parts(setup, args.parts, output):
         raise RunError(f"{output} lacks what failed: {', '.join(failed)}.")
 

@@ -33,6 +33,8 @@ from export_onnx import FLOAT32, INT8, FirstOutputs, OnnxModel, deviation, encod
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation.glue import TASKS, Example, read_task, score
+from files.atomic import atomic_write
+from files.paths import check_output_file
 from training.distributed import describe_device, single_process
 from utils import integer, logger, path
 
@@ -240,7 +242,7 @@ def accuracy_table(forms: list[Form], models: list[str], task: str) -> str:
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     if args.output:
-        utils.check_output_file(args.output, "--output")
+        check_output_file(args.output, "--output")
     models = utils.distinct_names(args.models, "--models")
     if {ONNX, ONNX_INT8} & set(args.forms):
         export_onnx.require_packages()
@@ -268,7 +270,7 @@ def main(args: argparse.Namespace) -> None:
     report = "\n\n".join([*tables, textwrap.fill(explained, 98)])
     print(report)
     if args.output:
-        with utils.atomic_write(args.output, "w") as out:
+        with atomic_write(args.output, "w") as out:
             out.write(report + "\n")
 
 

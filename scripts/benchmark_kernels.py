@@ -22,13 +22,13 @@ from torch.utils.benchmark import Timer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
+from models.memory import peak_memory
 from scripts.benchmark_launches import FULL, TINY, Setup
 from scripts.benchmark_training import changed
 from training import losses
 from training.configurations import default_tokens_per_micro_batch
 from training.distributed import now, single_process
 from training.losses import ALIGNMENT, Projection
-from training.memory import peak_memory
 from training.recipe import Recipe
 from utils import InputError, reason_of
 

@@ -34,6 +34,7 @@ import utils
 from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
 from models.families import LanguageModel
+from models.memory import PeakAbove
 from models.student import build_student, half_depth_config
 from training import losses
 from training.batches import (
@@ -49,7 +50,6 @@ from training.batches import (
 )
 from training.configurations import default_tokens_per_micro_batch
 from training.distributed import World, describe_device, has_native_bf16, init_world, now
-from training.memory import PeakAbove
 from training.optimization import Optimization
 from training.recipe import Recipe
 from utils import integer

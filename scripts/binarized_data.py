@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.files import expand_globs, shard_name
-from corpus.parallel import n_cores
 from corpus.text_reader import STDIN, Block, TextReader, spans_of
 from corpus.token_writer import TokenFileWriter, is_unfinished, write_token_file
 from corpus.tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
 from dataset import partial_folder
-from utils import InputError, integer, logger, path
+from files.paths import check_input_file, check_output_file
+from utils import InputError, integer, logger, n_cores, path
 
 CHECKPOINT_SECONDS = 5  # of work that a kill can cost
 REPORT_SECONDS = 60  # between lines of the log, where there is no terminal for a progress bar
@@ -99,7 +99,7 @@ def files_of(names: list[str]) -> list[str]:
         return names
     names = expand_globs(names)
     for name in names:
-        utils.check_input_file(name, "--file_path", "scripts/make_dump.py makes a text from what you have")
+        check_input_file(name, "--file_path", "scripts/make_dump.py makes a text from what you have")
     return names
 
 
@@ -186,7 +186,7 @@ def main(args: argparse.Namespace) -> None:
     target = f"{args.dump_file}.{tokenizer_short_name(args.tokenizer_name)}.pickle"
     if num_shards > 1:
         target = shard_name(target, shard_id, num_shards)
-    utils.check_output_file(target, "--dump_file")
+    check_output_file(target, "--dump_file")
     if args.resume and is_finished(target, paths):
         shutil.rmtree(partial_folder(target), ignore_errors=True)  # its traces, where a kill came just after the end
         logger.info("%s is there already, and newer than the text: nothing to do", target)

@@ -29,6 +29,8 @@ from evaluation import held_out
 from evaluation.breakdown import by_layer
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import similarity_scores
+from files.atomic import atomic_write
+from files.paths import check_input_file, check_output_file
 from models.families import LanguageModel, max_length
 from models.loading import load_with_or_without_head
 from training.batches import Masking
@@ -223,9 +225,9 @@ def main(args: argparse.Namespace) -> None:
     if bool(args.data_file) == bool(args.valid_data_file):
         raise InputError("give one of --data_file and --valid_data_file.")
     if args.output:
-        utils.check_output_file(args.output, "--output")
+        check_output_file(args.output, "--output")
     if args.token_counts:
-        utils.check_input_file(args.token_counts, "--token_counts")
+        check_input_file(args.token_counts, "--token_counts")
     world = single_process(args.n_gpu)
     rows = measure(
         [args.teacher, *args.models], args.tokenizer_name, args.valid_data_file or args.data_file,
@@ -234,7 +236,7 @@ def main(args: argparse.Namespace) -> None:
     )  # fmt: skip
     print(report(rows))
     if args.output:
-        with utils.atomic_write(args.output, "w") as out:
+        with atomic_write(args.output, "w") as out:
             out.write(report(rows) + "\n")
 
 

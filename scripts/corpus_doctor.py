@@ -33,6 +33,7 @@ from corpus.overlap import NGRAM, find_overlaps, write_overlap
 from corpus.statistics import CorpusStatistics, survey
 from corpus.token_counts import load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer
+from files.paths import check_input_file, check_output_file, check_picture
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import MAX_UNKNOWN, MIN_LENGTH, LmSeqsDataset
 from training.recipe import Recipe
@@ -336,12 +337,12 @@ def plot(target: str, statistics: CorpusStatistics, max_length: int) -> None:
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> int:
     if args.plot:
-        utils.check_picture(args.plot, "--plot")
+        check_picture(args.plot, "--plot")
     if args.token_counts:
-        utils.check_input_file(args.token_counts, "--token_counts")
+        check_input_file(args.token_counts, "--token_counts")
     name = args.tokenizer_name or args.teacher_name
     if args.overlap_file:
-        utils.check_output_file(args.overlap_file, "--overlap_file")
+        check_output_file(args.overlap_file, "--overlap_file")
         if not args.against:
             raise utils.InputError("--overlap_file lists what --against finds: give both.")
     if args.against and not name:

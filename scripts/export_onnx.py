@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation.fine_tuning import load_for, longest, taken_by
+from files.atomic import replacing_files
+from files.paths import check_output_folder
 from models.loading import load_config
-from training.folders import replacing_files
 from utils import InputError, logger, path, reason_of
 
 FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
@@ -197,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
     if args.output_dir is None and not Path(args.model).is_dir():
         raise InputError(f"{args.model} is no folder here: name one for the files with --output_dir.")
     folder = Path(args.output_dir or Path(args.model) / "onnx")
-    utils.check_output_folder(folder, "--output_dir")
+    check_output_folder(folder, "--output_dir")
     tokenizer = load_tokenizer(args.tokenizer_name or args.model)
     model = load_with_its_head(args.model, tokenizer)
     logger.info("exporting %s (%s)", args.model, type(model).__name__)

@@ -32,11 +32,12 @@ from corpus.files import open_corpus
 from corpus.tokenization import load_tokenizer
 from evaluation import held_out
 from evaluation.layer_choice import Trial, n_trials, one_by_one, usual_lists
+from files.atomic import atomic_folder, atomic_write, write_json
+from files.paths import check_new_folder, check_output_file
 from models.families import FAMILIES, LanguageModel, family_of, max_length
 from models.loading import load_with_or_without_head
 from models.student import build_student, extract, usual_layers
 from training.distributed import add_precision_flags, choose_dtype, single_process
-from training.folders import atomic_folder, check_new_folder
 from utils import InputError, integer, logger, path
 
 
@@ -138,9 +139,9 @@ def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel, tokenizer)
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
     target = Path(args.dump_checkpoint)
-    utils.check_output_file(target, "--dump_checkpoint")
+    check_output_file(target, "--dump_checkpoint")
     shape = target.with_suffix(".json")
-    utils.check_output_file(shape, "--dump_checkpoint, the student's shape beside it:")
+    check_output_file(shape, "--dump_checkpoint, the student's shape beside it:")
     if shape == target:
         raise InputError(f"--dump_checkpoint {target}: that is the name of the shape beside the weights; give a .pth.")
     if shape.name == "config.json" and shape.exists():
@@ -172,11 +173,11 @@ def main(args: argparse.Namespace) -> None:
         logger.info("token type 0 is folded into the positions; the other token types and the pooler are left out")
         if not (args.vocab_transform or without_head):
             logger.info("without --vocab_transform the layer before the vocabulary projection starts at random")
-    with utils.atomic_write(target) as file:
+    with atomic_write(target) as file:
         torch.save(state, file)
     student = build_student(config, str(target))  # reads it back and checks that every tensor fits
     student = LanguageModel(student).encoder if without_head else student
-    utils.write_json(shape, {**config.to_diff_dict(), "model_type": config.model_type})
+    write_json(shape, {**config.to_diff_dict(), "model_type": config.model_type})
     logger.info(
         "%s: %.1f M parameters; train.py --from_pretrained_weights %s --from_pretrained_config %s",
         target, student.num_parameters() / 1e6, target, shape,

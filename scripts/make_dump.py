@@ -33,9 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.documents import DOCUMENTS, FRAGMENT_WORDS, TEXTS, Document, Packed, Piece, pack_piece, pieces_of_file
-from corpus.parallel import MapTasks, map_ordered, n_cores
+from corpus.parallel import MapTasks, map_ordered
 from corpus.text_reader import LOOKED_AT, check_is_text, open_text
-from utils import InputError, integer, logger, path, real, reason_of
+from files.atomic import atomic_write
+from files.paths import check_input_file, check_output_file
+from utils import InputError, integer, logger, n_cores, path, real, reason_of
 
 MARKUP = 0.1  # share of tags from which on a text is told to be markup
 FILES_AT_ONCE = 32  # that a process reads for their docstrings
@@ -91,7 +93,7 @@ def files_of(sources: list[str], dump_file: str) -> list[Path]:
     files = []
     for source in map(Path, sources):
         if not source.is_dir():
-            utils.check_input_file(source, "--source")
+            check_input_file(source, "--source")
             check_source(source)
             files.append(source)
             continue
@@ -273,11 +275,11 @@ def packed_documents(args: argparse.Namespace, seen: Counter) -> Iterator[Packed
 def main(args: argparse.Namespace) -> None:
     if args.target_length < args.min_length:
         raise InputError(f"--target_length {args.target_length} is below --min_length {args.min_length}.")
-    utils.check_output_file(args.dump_file, "--dump_file")
+    check_output_file(args.dump_file, "--dump_file")
     seen: Counter = Counter()
     limit = args.max_megabytes * 1e6 if args.max_megabytes else float("inf")
     n_bytes = 0
-    with utils.atomic_write(args.dump_file) as out, contextlib.closing(packed_documents(args, seen)) as documents:
+    with atomic_write(args.dump_file) as out, contextlib.closing(packed_documents(args, seen)) as documents:
         for packed in documents:
             out.write(packed.text)
             n_bytes += len(packed.text)

@@ -23,6 +23,7 @@ import utils
 from corpus.files import TokenCorpus, expand_globs, open_corpus
 from corpus.token_writer import write_token_file
 from corpus.tokenization import boundary_ids, describe_tokenizer, has_boundaries, load_tokenizer
+from files.paths import check_output_file
 from utils import InputError, logger, path
 
 
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     paths = expand_globs(args.data_file)
     if any(os.path.realpath(name) == os.path.realpath(args.dump_file) for name in paths):
         raise InputError(f"--dump_file {args.dump_file} is also a --data_file; give it another name.")
-    utils.check_output_file(args.dump_file, "--dump_file")
+    check_output_file(args.dump_file, "--dump_file")
     tokenizer = load_tokenizer(args.tokenizer_name) if args.tokenizer_name else None
     corpus = open_corpus(paths, tokenizer)
     if tokenizer is None and any(file.made_by is None for file in corpus.files):

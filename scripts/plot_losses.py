@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
+from files.paths import check_picture
 from training.run_folder import METRICS, read_metrics
 from utils import InputError, logger, path
 
@@ -88,7 +89,7 @@ def read_runs(folders: list[str]) -> dict[str, list[dict]]:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    utils.check_picture(args.output, "--output")
+    check_picture(args.output, "--output")
     runs = read_runs(args.runs)
     panels = panels_of(runs)
 

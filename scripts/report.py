@@ -32,6 +32,8 @@ from corpus.files import open_corpus
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import load_tokenizer
 from evaluation import breakdown, scores
+from files.atomic import atomic_write
+from files.paths import check_input_file, check_output_file
 from training.distributed import add_precision_flags, choose_dtype, describe_device, single_process
 from training.run_folder import load_parameters
 from utils import InputError, integer, logger, path
@@ -248,7 +250,7 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
 
 
 def read_table(name: str) -> str:
-    utils.check_input_file(name, "--tables")
+    check_input_file(name, "--tables")
     try:
         text = Path(name).read_text()
     except (ValueError, OSError, MemoryError) as error:
@@ -260,10 +262,10 @@ def read_table(name: str) -> str:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    utils.check_output_file(args.output, "--output")
+    check_output_file(args.output, "--output")
     tables = {Path(name).stem: read_table(name) for name in args.tables}
     if args.scores:
-        utils.check_input_file(args.scores, "--scores")
+        check_input_file(args.scores, "--scores")
     known = scores.read(args.scores) if args.scores else []
     runs = plot_losses.read_runs(args.runs)
     plot_losses.panels_of(runs)  # raises if there is none
@@ -278,7 +280,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.runs[0]} learnt from a text that is not here, {first['data_file'][0]}, so its words "
                          f"can't be counted: call this where it was trained, or with --no-breakdown.")  # fmt: skip
     page = make_page(args, runs, parameters, known, tables)
-    with utils.atomic_write(args.output, "w") as out:
+    with atomic_write(args.output, "w") as out:
         out.write(page)
     logger.info("%s: open it in a browser", args.output)
 

@@ -31,9 +31,10 @@ from evaluation import scores
 from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
+from files.atomic import atomic_folder
+from files.paths import check_output_file, check_output_folder
+from training.checkpoint import fingerprint
 from training.distributed import add_precision_flags, choose_dtype, single_process
-from training.folders import atomic_folder
-from training.resume import fingerprint
 from utils import InputError, integer, logger, path, real
 
 HIDDEN_STATES = "STS-B, hidden states"  # the task of --hidden_states
@@ -218,12 +219,12 @@ def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    utils.check_output_file(args.output, "--output")
+    check_output_file(args.output, "--output")
     utils.check_needed(args, make_parser(), "distil", "alpha_ce", "temperature")
     if args.distil and not (args.save_models and args.models[1:]):
         raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
     if args.save_models:
-        utils.check_output_folder(args.save_models, "--save_models")
+        check_output_folder(args.save_models, "--save_models")
     students = args.models[1:] if args.distil else []
     names = utils.distinct_names([*args.models, *map(taught, students)], "--models")
     known = scores.read(args.output)

@@ -31,10 +31,11 @@ import utils
 from corpus.tokenization import describe_tokenizer, load_tokenizer
 from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
+from files.atomic import replacing_files, write_json
+from files.paths import check_output_folder
 from models.families import FAMILIES, max_length
 from training import losses
 from training.distributed import add_precision_flags, choose_dtype, single_process
-from training.folders import replacing_files
 from utils import InputError, integer, logger, path, real
 
 RESULTS, PREDICTIONS, N_BEST_PREDICTIONS = "results.json", "predictions.json", "nbest_predictions.json"
@@ -119,7 +120,7 @@ class DistillationTrainer(Trainer):
         loss = torch.zeros((), device=padded.device)
         for name, positions in zip(("start_logits", "end_logits"), right, strict=True):
             s, t = (of[name].float().masked_fill(padded, -1e4) for of in (output, t_output))  # (bs, seq_length)
-            kl = losses.distillation(s, t, recipe.temperature).mean()
+            kl = losses.ce_loss(s, t, recipe.temperature).mean()
             loss = loss + recipe.alpha_ce * kl + recipe.alpha_squad * functional.cross_entropy(s, positions)
         return (loss / 2, output) if return_outputs else loss / 2
 
@@ -133,7 +134,7 @@ def check_flags(args: argparse.Namespace, tokenizer) -> None:
     )
     if not args.train_file and not args.predict_file:
         raise InputError("give --train_file to train, --predict_file to score, or both.")
-    utils.check_output_folder(args.output_dir, "--output_dir")
+    check_output_folder(args.output_dir, "--output_dir")
     folder = Path(args.output_dir)
     if folder.is_dir() and any(folder.iterdir()) and not args.overwrite_output_dir:
         raise InputError(f"--output_dir {folder} is not empty: add --overwrite_output_dir, or give another folder.")
@@ -230,11 +231,11 @@ def main(args: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         best = {q.id: a[0].text for q, a in zip(to_answer, answers, strict=True)}
         n_best = {q.id: [answer._asdict() for answer in a] for q, a in zip(to_answer, answers, strict=True)}
-        utils.write_json(folder / PREDICTIONS, best)
-        utils.write_json(folder / N_BEST_PREDICTIONS, n_best)
+        write_json(folder / PREDICTIONS, best)
+        write_json(folder / N_BEST_PREDICTIONS, n_best)
         seconds = round(time.monotonic() - start, 1)
         results = {**metrics, "questions": len(to_answer), "seconds": seconds, "versions": scores.versions()}
-        utils.write_json(folder / RESULTS, results | {"flags": vars(args)})
+        write_json(folder / RESULTS, results | {"flags": vars(args)})
         print(json.dumps(metrics))
     logger.info("done in %.0f s: %s", time.monotonic() - start, folder)
 

@@ -19,9 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.files import TokenCorpus, open_corpus
-from corpus.parallel import map_ordered, n_cores
+from corpus.parallel import map_ordered
 from corpus.token_counts import count_tokens
-from utils import InputError, integer, logger, path
+from files.atomic import atomic_write
+from files.paths import check_output_file
+from utils import InputError, integer, logger, n_cores, path
 
 WORTH_A_POOL = 1 << 28  # tokens; fewer are counted sooner than the processes have started
 
@@ -52,13 +54,13 @@ def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    utils.check_output_file(args.token_counts_dump, "--token_counts_dump")
+    check_output_file(args.token_counts_dump, "--token_counts_dump")
     corpus = open_corpus(args.data_file)
     if args.vocab_size is None and corpus.made_by is None:
         raise InputError(f"{corpus} does not say its vocabulary's size; give --vocab_size.")
     vocab_size = args.vocab_size or corpus.made_by["vocab_size"]
     counts = count(corpus, vocab_size)
-    with utils.atomic_write(args.token_counts_dump) as out:
+    with atomic_write(args.token_counts_dump) as out:
         pickle.dump(counts.tolist(), out, protocol=pickle.HIGHEST_PROTOCOL)
     logger.info(
         "%s: %s tokens, %s of %s entries occur",

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.tokenization import load_tokenizer
-from training.folders import replacing_files
+from files.atomic import replacing_files
+from files.paths import check_input_file, check_output_folder
 from utils import InputError, integer, logger, path, reason_of
 
 MOST_LETTERS = 1000  # the rarer ones become [UNK]
@@ -39,8 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    utils.check_input_file(args.file_path, "--file_path", "scripts/make_dump.py makes one")
-    utils.check_output_folder(args.output, "--output")
+    check_input_file(args.file_path, "--file_path", "scripts/make_dump.py makes one")
+    check_output_folder(args.output, "--output")
 
     from transformers import BertTokenizerFast
 

@@ -26,10 +26,11 @@ from corpus.files import TokenCorpus, open_corpus
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer
 from corpus.vocabulary_trimming import Kept, choose_tokens, trim
+from files.atomic import atomic_folder, write_json
+from files.paths import check_new_folder
 from models.families import LanguageModel
 from models.loading import load_with_or_without_head
 from models.trimming import trim_model
-from training.folders import atomic_folder, check_new_folder
 from utils import InputError, RunError, integer, logger, path
 
 
@@ -91,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     with atomic_folder(target) as folder:
         (LanguageModel(trimmed).encoder if without_head else trimmed).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        utils.write_json(folder / "tokenizer.json", after)
+        write_json(folder / "tokenizer.json", after)
         kept.save(folder)
         check_tokenizer(folder, tokenizer, vocab, ids)
     print(report(model, trimmed, counts, kept, text))

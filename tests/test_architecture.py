@@ -12,17 +12,16 @@ from workspace import ROOT
 ORDER = (
     "train",
     "distiller",
-    "evaluation: breakdown layer_choice sentence_similarity squad fine_tuning scores glue held_out",
-    "training: configurations sentence_encoder resume flags dry_run meter optimization objective batches "
-    "relation_loss losses recipe run_folder checkpoint folders model_card metrics_files distributed "
-    "attention memory stop_signal",
+    "evaluation: breakdown layer_choice sentence_encoder sentence_similarity squad fine_tuning scores glue held_out",
+    "training: configurations dry_run meter optimization objective batches relation_loss losses run_folder checkpoint "
+    "flags recipe model_card metrics_files distributed stop_signal",
     "lm_seqs_dataset",
     "corpus: vocabulary_trimming overlap statistics token_counts files token_writer tokenization documents parallel "
     "text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: trimming student flops loading families",
-    "readers: json_reader plain_pickle",
+    "models: trimming student flops loading memory attention families",
+    "files: json_reader plain_pickle paths atomic",
     "utils",
 )
 ROOMS = {room: files.split() for room, _, files in (row.partition(": ") for row in ORDER)}
@@ -83,6 +82,6 @@ def test_a_planted_wrong_import_is_found(module, line):
 def test_what_only_reads_files_starts_without_torch():
     """Tools that only read files must start fast."""
     light = [module for module in MODULES if module.startswith("corpus.") or module == "training.recipe"]
-    light += ["dataset", "lm_seqs_dataset", "grouped_batch_sampler", "readers.json_reader", "utils"]
+    light += ["dataset", "lm_seqs_dataset", "grouped_batch_sampler", "files.json_reader", "utils"]
     code = f"import sys, {', '.join(light)}; assert 'torch' not in sys.modules"
     assert run_command([sys.executable, "-c", code], cwd=ROOT).returncode == 0

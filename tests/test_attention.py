@@ -1,13 +1,16 @@
 """Attention in bfloat16 on a CPU: which sequences are taken in float32, and that nothing else changes."""
 
+import copy
+
 import pytest
 import torch
 from small_models import SMALL
 from transformers import BertForMaskedLM
 
-from training import attention
-from training.attention import SHORT, attend_on_cpu
-from training.distributed import init_world
+from models import attention
+from models.attention import SHORT, attend_on_cpu, take_short_sequences_in_float32
+from models.families import LanguageModel
+from models.loading import auto_class
 
 
 @pytest.fixture
@@ -68,9 +71,12 @@ def test_output_and_gradients_are_those_of_float64(mask):
         assert torch.allclose(ours.grad.double(), theirs.grad, rtol=0.02, atol=0.02)
 
 
-def test_the_models_of_a_process_attend_so(dtypes):
-    assert init_world(0).device.type == "cpu"
-    model = BertForMaskedLM(SMALL["bert"])
+def test_only_a_model_that_asks_for_it_attends_so(dtypes, tmp_path):
+    model, other = (BertForMaskedLM(copy.deepcopy(SMALL["bert"])) for _ in range(2))
+    take_short_sequences_in_float32(model)
+    assert other.config._attn_implementation == "sdpa"
+    model.save_pretrained(tmp_path)
+    assert BertForMaskedLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
     ids = torch.randint(1, 99, (2, 8))
     for training, expected in ((True, torch.bfloat16), (False, torch.float32)):  # in training, there is dropout
         dtypes.clear()
@@ -78,3 +84,15 @@ def test_the_models_of_a_process_attend_so(dtypes):
         with torch.autocast("cpu", torch.bfloat16):
             model(ids, attention_mask=torch.ones_like(ids)).logits.sum().backward()
         assert dtypes == [expected] * 4
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_every_family_gives_the_same_either_way(family):
+    torch.manual_seed(0)
+    model = LanguageModel(auto_class(SMALL[family]).from_config(copy.deepcopy(SMALL[family])).eval())
+    ids, attended = torch.randint(5, 99, (2, 9)), torch.arange(9) < torch.tensor([[9], [6]])
+    for mask in (None, attended):
+        expected = model.hidden(ids, mask)
+        take_short_sequences_in_float32(model.model)
+        torch.testing.assert_close(model.hidden(ids, mask), expected)
+        model.model.set_attn_implementation("sdpa")

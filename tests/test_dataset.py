@@ -15,7 +15,7 @@ from processes import run_command
 
 from corpus.token_writer import write_token_file
 from dataset import open_token_file
-from readers.plain_pickle import load_plain_pickle
+from files.plain_pickle import load_plain_pickle
 from utils import InputError
 
 MADE_BY = {"tokenizer": "some", "vocab_size": 30522, "vocab_hash": "0", "special_ids": {"cls": 101, "sep": 102}}

@@ -16,8 +16,8 @@ from workspace import load_tokenizer, rows_of, run, train, weights_of
 from corpus.files import open_corpus
 from corpus.tokenization import describe_tokenizer
 from evaluation.held_out import held_out_sequences
+from evaluation.sentence_encoder import sentence_transformers_files
 from lm_seqs_dataset import LmSeqsDataset
-from training.sentence_encoder import sentence_transformers_files
 
 POOLING = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
 MODULES = [

@@ -18,9 +18,9 @@ from corpus.tokenization import load_tokenizer as checked_tokenizer
 from corpus.vocabulary_trimming import KEPT_FILE, Kept
 from dataset import partial_folder
 from evaluation import scores, squad
+from evaluation.sentence_encoder import sentence_transformers_files
 from models.loading import load_config
 from training.run_folder import PARAMETERS, load_parameters, read_metrics
-from training.sentence_encoder import sentence_transformers_files
 from utils import InputError
 
 VALUES = [None, True, 0, -1, 1.5, float("inf"), float("nan"), "x", "", "512", "\ud800", [], {}, [[1]], ["a"], {"a": 1},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from readers.json_reader import parse_json, read_json, read_json_lines
+from files.json_reader import parse_json, read_json, read_json_lines
 from utils import InputError
 
 SHAPE = {"name": str, "n": (int, None), "parts": [{"x": float}], ...: bool}

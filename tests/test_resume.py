@@ -13,8 +13,7 @@ from processes import run_script, run_together, running
 from workspace import ROOT, flags_of, rows_of, train, weights_of
 
 import distiller
-from training.checkpoint import steps_of
-from training.resume import check_resume
+from training.checkpoint import check_resume, steps_of
 from utils import InputError
 
 OLD = {"processes": 2, "gradient_accumulation_steps": 6, "dump_path": "run", "seed": 56, "tokens_per_micro_batch": 512,

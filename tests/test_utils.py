@@ -10,7 +10,8 @@ from processes import run_script
 from workspace import ROOT
 
 import utils
-from utils import InputError, RunError, atomic_write, command_line
+from files.atomic import atomic_write
+from utils import InputError, RunError, command_line
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -1,5 +1,5 @@
-"""Which tokenizer, student and teacher a run is of, and whether they fit together: told by their configurations, before
-any weights are loaded.
+"""Whether tokenizer, student and teacher fit together, told by their configurations before any weights are loaded, and
+the defaults that depend on them.
 """
 
 import argparse
@@ -7,56 +7,29 @@ import argparse
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from corpus.parallel import n_cores
-from corpus.tokenization import describe_tokenizer, load_tokenizer, vocabulary_difference
-from corpus.vocabulary_trimming import Kept
 from lm_seqs_dataset import MIN_LENGTH
 from models.families import DROPOUT, family_of, max_length
-from models.loading import count_parameters, load_config
+from models.memory import default_tokens_per_micro_batch
 from models.student import half_depth_config
-from models.trimming import trim_config
-from training.distributed import describe_device
 from training.flags import ARCHITECTURE, DEFAULT_TEACHER, whole_model
-from training.memory import available_memory
 from training.recipe import Recipe
-from utils import InputError, logger
-
-
-def load_configs(args: argparse.Namespace):
-    """Tokenizer, student's and teacher's (or None) configuration, checked against each other, and which entries of the
-    teacher's vocabulary are kept (None: all); no weights yet."""
-    if needs_teacher(args) and args.teacher_name is None:
-        args.teacher_name = DEFAULT_TEACHER
-    teacher = load_config(args.teacher_name) if args.teacher_name else None
-    student_name = whole_model(args.student_pretrained_weights)
-    args.tokenizer_name = args.tokenizer_name or args.teacher_name or student_name or DEFAULT_TEACHER
-    tokenizer = load_tokenizer(args.tokenizer_name)
-    kept = kept_entries(args, teacher)
-    if kept:
-        logger.info(
-            "the teacher's vocabulary is cut to the %s entries of %s", f"{len(kept.ids):,}", args.tokenizer_name
-        )
-        teacher = trim_config(teacher, kept.ids)
-    check_vocabularies(args.tokenizer_name, tokenizer, None if kept else args.teacher_name, student_name)
-    student = student_config(args, teacher, tokenizer)
-    check_fit(args, student, teacher, tokenizer)
-    return tokenizer, student, teacher, kept
+from utils import InputError, n_cores
 
 
 def needs_teacher(args: argparse.Namespace) -> bool:
     return any((args.alpha_ce, args.alpha_mse, args.alpha_cos, args.alpha_relation))
 
 
-def student_config(args: argparse.Namespace, teacher: PretrainedConfig | None, tokenizer) -> PretrainedConfig:
+def student_config(
+    args: argparse.Namespace, given: PretrainedConfig | None, teacher: PretrainedConfig | None, voc_size: int
+) -> PretrainedConfig:
     """The student's shape: as given, or half the teacher, or the family's default; then the architecture flags."""
-    if whole_model(args.student_pretrained_weights):
-        config = load_config(args.student_pretrained_weights)
-    elif args.student_config:
-        config = load_config(args.student_config)
+    if given:
+        config = given
     elif teacher:
         config = half_depth_config(teacher, args.student_type)
     else:
-        config = AutoConfig.for_model(args.student_type or "distilbert", vocab_size=len(tokenizer))
+        config = AutoConfig.for_model(args.student_type or "distilbert", vocab_size=voc_size)
     family_of(config)
     if args.student_type and config.model_type != args.student_type:
         raise InputError(f"--student_type {args.student_type}: the student given is a {config.model_type}.")
@@ -80,33 +53,6 @@ def student_config(args: argparse.Namespace, teacher: PretrainedConfig | None, t
             f"change --dim or --n_heads."
         )
     return config
-
-
-def kept_entries(args: argparse.Namespace, teacher: PretrainedConfig | None) -> Kept | None:
-    """If the tokenizer is one that scripts/trim_vocabulary.py made of the teacher's: which entries it kept."""
-    kept = Kept.load(args.tokenizer_name)
-    if kept is None or teacher is None:
-        return None
-    try:
-        own = describe_tokenizer(load_tokenizer(args.teacher_name))
-    except InputError:  # the teacher brings none
-        return kept if teacher.vocab_size >= kept.old_size else None
-    return kept if own["vocab_hash"] == kept.old_hash else None
-
-
-def check_vocabularies(name: str, tokenizer, *models: str | None) -> None:
-    """The tokenizers that the models bring with them must be the run's. Raises: InputError that says where they differ.
-
-    Args:
-        name: of the run's tokenizer.
-    """
-    for model in dict.fromkeys(model for model in models if model and model != name):
-        try:
-            own = load_tokenizer(model)
-        except InputError:
-            continue  # it brings none
-        if difference := vocabulary_difference(tokenizer, own):
-            raise InputError(f"{name} and {model} do not share a vocabulary: {difference}.")
 
 
 def check_fit(args: argparse.Namespace, student: PretrainedConfig, teacher: PretrainedConfig | None, tokenizer) -> None:
@@ -148,38 +94,26 @@ def longest_sequence(student: PretrainedConfig, teacher: PretrainedConfig | None
     return longest[shortest]
 
 
-def check_memory(student: PretrainedConfig, teacher: PretrainedConfig | None, device: torch.device) -> None:
-    """Raises InputError if the models, the gradients and the optimizer's state alone are more than what is free."""
-    needed = 16 * count_parameters(student, "the student")
-    if teacher:
-        needed += 4 * count_parameters(teacher, "the teacher")
-    free = available_memory(device)
-    if needed > free:
-        raise InputError(
-            f"teacher and student take {needed / 1e9:,.1f} GB of memory, but {free / 1e9:,.1f} are free on "
-            f"{describe_device(device)}: choose smaller ones."
-        )
+def with_names(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags with the default teacher and tokenizer filled in."""
+    teacher = args.teacher_name or (DEFAULT_TEACHER if needs_teacher(args) else None)
+    student = whole_model(args.student_pretrained_weights)
+    names = {"teacher_name": teacher, "tokenizer_name": args.tokenizer_name or teacher or student or DEFAULT_TEACHER}
+    return argparse.Namespace(**vars(args) | names)
 
 
-def resolve_defaults(args: argparse.Namespace, student: PretrainedConfig, device: torch.device) -> None:
-    """Fills in the defaults that depend on the student and on the machine."""
+def with_defaults(args: argparse.Namespace, student: PretrainedConfig, device: torch.device) -> argparse.Namespace:
+    """The flags with the defaults filled in that depend on the student and on the machine."""
     causal = family_of(student).causal
-    if args.alpha_mlm is None:
-        args.alpha_mlm = 0.0 if causal else Recipe.alpha_mlm
-    if args.alpha_clm is None:
-        args.alpha_clm = Recipe.alpha_mlm if causal else 0.0
+    defaults = {
+        "alpha_mlm": 0.0 if causal else Recipe.alpha_mlm,
+        "alpha_clm": Recipe.alpha_mlm if causal else 0.0,
+        "freeze_pos_embs": needs_teacher(args) and student.model_type == "distilbert",
+        "num_workers": min(4, n_cores()) if device.type == "cuda" else 0,
+        "tokens_per_micro_batch": default_tokens_per_micro_batch(device),
+    }
+    missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
+    args = argparse.Namespace(**vars(args) | missing)
     if not (needs_teacher(args) or args.alpha_mlm or args.alpha_clm):
         raise InputError("all --alpha_... are 0: there is nothing to learn from.")
-    if args.freeze_pos_embs is None:
-        args.freeze_pos_embs = needs_teacher(args) and student.model_type == "distilbert"
-    if args.num_workers is None:
-        args.num_workers = min(4, n_cores()) if device.type == "cuda" else 0
-    if args.tokens_per_micro_batch is None:
-        args.tokens_per_micro_batch = default_tokens_per_micro_batch(device)
-
-
-def default_tokens_per_micro_batch(device: torch.device) -> int:
-    """On a GPU one token for each 4 MiB of its memory: several times what a BERT-base and its student need."""
-    if device.type == "cpu":
-        return 512
-    return min(torch.cuda.get_device_properties(device).total_memory >> 22, 32768)
+    return args

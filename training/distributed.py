@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from training.attention import choose_attention
 from utils import InputError, RunError, ToldAlready, reason_of, tell
 
 PATIENCE = 4  # seconds, of a process that failed, for the others to notice
@@ -166,7 +165,9 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    choose_attention(device)
+        # cuDNN plans anew for each shape that a batch has for the first time, which takes many times as long as a step,
+        # and texts of any length bring ever new shapes.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from models.families import LanguageModel
+from models.memory import PeakAbove, available_memory, peak_memory
 from training.batches import MicroBatch, RunData, StepCounts, pad, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World, now
 from training.losses import usual_chunk
-from training.memory import PeakAbove, available_memory, peak_memory
 from training.meter import Meter
 from training.objective import Objective, loss_weights
 from training.optimization import Optimization

@@ -8,12 +8,11 @@ import dataclasses
 from pathlib import Path
 
 import utils
-from corpus.parallel import n_cores
 from models.families import FAMILIES
 from models.loading import LIMITS
 from training.distributed import add_precision_flags
 from training.recipe import Recipe
-from utils import InputError, integer, path, real
+from utils import InputError, integer, n_cores, path, real
 
 DEFAULT_TEACHER = "bert-base-uncased"
 
@@ -38,7 +37,9 @@ RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "num_worke
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    parser = utils.make_parser(description, usage="train.py --dump_path FOLDER --data_file FILE [flags]")
+    parser = utils.make_parser(
+        description, prog="train.py", usage="%(prog)s --dump_path FOLDER --data_file FILE [flags]"
+    )
     for add in (
         _add_file_flags,
         _add_teacher_flags,

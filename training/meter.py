@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
+from models.memory import peak_memory
 from training.distributed import World
-from training.memory import peak_memory
 from utils import LOG_FILE, RunError, logger, progress_bar
 
 

@@ -61,9 +61,6 @@ class PatientFileFactory:
         Path(path.removeprefix(f"{SCHEME}://")).mkdir(parents=True, exist_ok=True)
 
 
-register_writer_factory(SCHEME, PatientFileFactory())
-
-
 class MetricsFiles:
     """Both files of one run.
 
@@ -73,6 +70,7 @@ class MetricsFiles:
     """
 
     def __init__(self, folder: Path, resumed_at: int | None) -> None:
+        register_writer_factory(SCHEME, PatientFileFactory())
         log = f"{SCHEME}://{folder / 'log' / 'train'}"
         self._tensorboard = SummaryWriter(log, purge_step=resumed_at)
         self._rows = PatientFile(folder / METRICS)

@@ -13,31 +13,29 @@ Every file appears whole or not at all.
 
 import json
 import os
-import shlex
-import sys
 import warnings
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from readers.json_reader import read_json, read_json_lines
-from training import model_card
-from training.checkpoint import load_newest, save_checkpoint, steps_of
-from training.folders import atomic_folder, old_folder, remove, replacing_files
-from training.metrics_files import METRICS, MetricsFiles
-from utils import (
-    InputError,
-    RunError,
+from files.atomic import (
+    atomic_folder,
     atomic_write,
-    check_output_folder,
     lock,
-    logger,
     naming_write_errors,
-    reason_of,
+    old_folder,
+    remove,
+    replacing_files,
     unfinished,
     write_json,
 )
+from files.json_reader import read_json, read_json_lines
+from files.paths import check_output_folder
+from training import model_card
+from training.checkpoint import load_newest, save_checkpoint, steps_of
+from training.metrics_files import METRICS, MetricsFiles
+from utils import InputError, RunError, logger, reason_of
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
@@ -165,11 +163,6 @@ class RunFolder:
     def close(self) -> None:
         self.metrics.close()
         os.close(self._lock)
-
-
-def command_line() -> str:
-    """The command as the user typed it, for the card."""
-    return shlex.join(["python", *sys.argv])
 
 
 def read_metrics(path: str | Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""How much memory this process takes, of the GPU or else of main memory."""
+"""How much memory a model takes, and how much there is: of the GPU, or on a CPU main memory."""
 
 import ctypes
 import gc
@@ -10,7 +10,27 @@ import time
 import psutil
 import torch
 
+from utils import InputError
+
 TRIM_SECONDS = 30
+BYTES_LOADED, BYTES_TRAINED = 4, 16  # a parameter takes: its weight; beside it the gradient and Adam's two moments
+
+
+def check_memory(what: str, device: torch.device, loaded: int = 0, trained: int = 0) -> None:
+    """Raises InputError if so many parameters, without anything computed from them, take more than what is free."""
+    needed, free = BYTES_LOADED * loaded + BYTES_TRAINED * trained, available_memory(device)
+    if needed > free:
+        raise InputError(
+            f"{what}: {needed / 1e9:,.1f} GB of memory are needed, but {free / 1e9:,.1f} are free on the "
+            f"{'CPU' if device.type == 'cpu' else 'GPU'}; choose a smaller model."
+        )
+
+
+def default_tokens_per_micro_batch(device: torch.device) -> int:
+    """On a GPU one token for each 4 MiB of its memory: several times what a BERT-base and its student need."""
+    if device.type == "cpu":
+        return 512
+    return min(torch.cuda.get_device_properties(device).total_memory >> 22, 32768)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,24 +1,20 @@
-"""Which kernels compute attention, where PyTorch's own choice is slow."""
+"""A CPU's attention in bfloat16, where PyTorch's own is slow: short sequences with a backward pass."""
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+NAME = "sdpa_short_in_float32"  # as `transformers` lists it
 SHORT = 256  # tokens; docs/speed.md has the times on both sides of it
 
 
-def choose_attention(device: torch.device) -> None:
-    """For all models of this process that leave attention to PyTorch ("sdpa" in `transformers`).
-
-    On a GPU, without cuDNN: it plans anew for each shape that a batch has for the first time, which takes many times
-    as long as a step, and texts of any length bring ever new shapes. On a CPU, short sequences of bfloat16 are taken in
-    float32 where there is a backward pass: PyTorch makes that one of many small products, and prepares each for the
-    hardware's bfloat16, which takes longer than the product itself. (With dropout of the maps, it has no such kernel.)
-    """
-    if device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    else:
-        AttentionInterface.register("sdpa", attend_on_cpu)
+def take_short_sequences_in_float32(model: PreTrainedModel) -> None:
+    """On a CPU. PyTorch makes the backward pass of many small products, and prepares each for the hardware's bfloat16,
+    which takes longer than the product itself. (It has no such kernel where attention weights have dropout.)"""
+    AttentionInterface.register(NAME, attend_on_cpu)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
 
 
 def attend_on_cpu(

@@ -15,7 +15,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from utils import InputError, check_input_file, reason_of
+from files.paths import check_input_file
+from utils import InputError, reason_of
 
 INSTRUCTIONS = (
     pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.PUT, pickle.BINPUT,

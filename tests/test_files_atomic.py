@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from training.folders import atomic_folder, replacing_files
-from utils import InputError, atomic_write, logger
+from files.atomic import atomic_folder, atomic_write, replacing_files
+from utils import InputError, logger
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
-from readers.json_reader import read_json
+from files.json_reader import read_json
 from utils import InputError, logger
 
 MODULES = "modules.json"

@@ -8,7 +8,8 @@ anything.
 import json
 from pathlib import Path
 
-from utils import InputError, check_input_file, reason_of
+from files.paths import check_input_file
+from utils import InputError, reason_of
 
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", None: "null", list: "a list",
          dict: "an object", object: "anything"}  # fmt: skip

@@ -1,1 +1,0 @@
-"""Text becomes token files, and token files are read back as one corpus."""
