@@ -1,7 +1,7 @@
 """The binarized corpus on disk: one file that is a pickle for everyone, and is read in place by the toolkit.
 
 `pickle.load` on it returns a list of 1-D numpy arrays, one per sequence, with nothing but numpy installed. The toolkit
-itself never unpickles it: behind the pickle's STOP opcode, where `pickle.load` stops reading, stands a footer that says
+itself never unpickles it: behind the pickle's STOP opcode, where `pickle.load` stops reading, comes a footer that says
 where the two buffers lie. The pickle is the program `numpy.split(numpy.frombuffer(tokens), numpy.frombuffer(offsets))`,
 so the file looks like this:
 
@@ -56,19 +56,19 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def head(tokens_bytes: int) -> bytes:
-    """What stands before the tokens. Of the same length whatever their number, which is known only at the end."""
+    """What comes before the tokens. Its length does not depend on their number, which is known only at the end."""
     start = b"\x80\x04" + b"cnumpy\nsplit\n" + b"cnumpy\nfrombuffer\n"  # PROTO 4, two GLOBALs
     return start + _padding(len(start)) + _buffer_header(tokens_bytes)
 
 
 def middle(position: int, dtype: np.dtype, offsets_bytes: int) -> bytes:
-    """What stands between the tokens, which end at `position`, and the offsets."""
+    """What comes between the tokens, which end at `position`, and the offsets."""
     start = _text(dtype.str.encode()) + b"\x86R" + b"cnumpy\nfrombuffer\n" + b"("  # TUPLE2 REDUCE, GLOBAL, MARK
     return start + _padding(position + len(start)) + _buffer_header(offsets_bytes)
 
 
 def tail(n_sequences: int) -> bytes:
-    """What stands behind the offsets. `numpy.split` wants the inner ones: all but the first and the last."""
+    """What comes after the offsets. `numpy.split` wants the inner ones: all but the first and the last."""
     count = b"\x8a\x08" + struct.pack("<q", n_sequences - 1)  # LONG1
     skip = b"K\x08"  # BININT1
     return _text(b"<i8") + count + skip + b"tR" + b"\x86R" + b"."  # TUPLE REDUCE, TUPLE2 REDUCE, STOP
@@ -157,11 +157,11 @@ class TokenFile:
             first += n
 
     def verify(self) -> None:
-        """Raises InputError if a single bit has changed since the file was written; files of other tools can't tell."""
+        """Raises InputError if a single bit has changed since the file was written (if it is ours)."""
 
 
 class TokensInMemory(TokenFile):
-    """Sequences that are no file of ours: a pickle of another tool, or a selection."""
+    """Sequences that are not a file of ours: a pickle of another tool, or a selection."""
 
     def __init__(self, path: Path, tokens: np.ndarray, offsets: np.ndarray) -> None:
         super().__init__(path, len(offsets) - 1, len(tokens))
@@ -304,10 +304,10 @@ def _load_list_pickle(path: Path) -> TokensInMemory:
         raise InputError(f"{path} was refused: its {path.stat().st_size:,} bytes unpack to {offsets[-1]:,} tokens.")
     arrays = [np.asarray(sequence) for sequence in sequences]
     if any(array.size and array.dtype.kind not in "iu" for array in arrays):  # a list of integers beyond 64 bits
-        raise InputError(f"{path} holds numbers that are no token ids (they have more than 64 bits).")
+        raise InputError(f"{path} holds numbers that are not token ids (they have more than 64 bits).")
     tokens = np.concatenate(arrays)
     if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
-        raise InputError(f"{path} holds numbers that are no token ids ({tokens.min()} to {tokens.max()}).")
+        raise InputError(f"{path} holds numbers that are not token ids ({tokens.min()} to {tokens.max()}).")
     return TokensInMemory(path, tokens.astype(token_dtype(int(tokens.max(initial=0)) + 1), copy=False), offsets)
 
 

@@ -2,7 +2,7 @@
 
 A step (one of the optimizer) takes `gradient_accumulation_steps` batches on each process, which go through the models
 as micro-batches. The loss is a mean over the tokens of the whole step on all processes, whatever the sizes of its
-micro-batches. At the end of an epoch the step is shorter, and still a step of its own.
+micro-batches. At the end of an epoch the step is shorter, but still a separate step.
 
 Everything random in a step follows from (seed, epoch, number of the step, rank), so a run that is stopped and resumed
 gives the same weights as one that was not.
@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from evaluation import held_out
-from models.attention import take_short_sequences_in_float32
 from models.families import LanguageModel
 from models.flops import peak_flops
 from models.memory import FreeMemory
@@ -95,8 +94,6 @@ class Distiller:
         if recipe.compile:
             for model in filter(None, (student, teacher)):
                 model.hidden = torch.compile(model.hidden, dynamic=True)
-        if self.world.device.type == "cpu" and self.dtype == torch.bfloat16:
-            take_short_sequences_in_float32(student.model)
         if teacher:
             teacher.cast_products(self.dtype)
         set_seed(recipe.seed)  # the widening, if there is one, is drawn from this
@@ -119,7 +116,7 @@ class Distiller:
             micro_batches: this process's part of the step; may be empty.
             counts: of the whole step, on all processes.
 
-        Returns: False if the step was dropped, since a process is to stop and has no time left to finish it.
+        Returns: False if the step was dropped, because a process must stop and has no time left to finish it.
         """
         set_seed(self.recipe.seed, self.n_done, self.world.rank)  # dropout draws from this
         self.student.train()

@@ -54,7 +54,7 @@ class ToldAlready(Exception):
 def why_not_loaded(name: str, error: Exception) -> str:
     """In a few words, why a hub name or folder could not be loaded."""
     if not Path(name).exists():
-        return "it is no folder here, and the hub does not have it or can't be reached"
+        return "it is not a local folder, and the hub does not have it or can't be reached"
     return reason_of(error)
 
 
@@ -99,7 +99,7 @@ def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
         except ValueError:
             value = None
         if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{_shortened(text)} is no whole number from {low:,} to {high:,}")
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is not a whole number from {low:,} to {high:,}")
         return value
 
     return parse
@@ -116,7 +116,7 @@ def real(low: float, high: float = math.inf, low_allowed: bool = True) -> Callab
         if not (math.isfinite(value) and low <= value <= high and (low_allowed or value > low)):
             bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more"
             bounds = bounds if low_allowed else f"above {low:g}" + (f", up to {high:g}" if math.isfinite(high) else "")
-            raise argparse.ArgumentTypeError(f"{_shortened(text)} is no number {bounds}")
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is not a number {bounds}")
         return value
 
     return parse

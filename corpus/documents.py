@@ -23,7 +23,7 @@ ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[A-Z]|[Ee]\.g|[Ii]\.e|[A-Z]\.[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Lt|Capt|Sgt|Rev|Jr|Sr|vs|etc|cf|No|"
     r"Vol|Fig|Inc|Ltd|Co|Corp|approx|ca|Jan|Feb|Mar|Apr|Aug|Sept|Oct|Nov|Dec)\.$"
 )
-ABBREVIATION_LENGTH = 16  # characters; more than the longest of them and what stands before it
+ABBREVIATION_LENGTH = 16  # characters; more than the longest of them and its context
 FRAGMENT_WORDS = 8  # a paragraph shorter than this and without a full stop is a heading or an item of a list
 Document = list[str]  # its paragraphs
 
@@ -202,7 +202,7 @@ def pack(document: Document, target_length: int, min_length: int) -> Packed:
     """Packs a document's sentences into sequences of about even length.
 
     Args:
-        target_length: most words and punctuation marks of a sequence; a longer sentence is one of its own.
+        target_length: most words and punctuation marks of a sequence; a longer sentence is a sequence by itself.
         min_length: of fewer words, a sequence is dropped.
     """
     kept: list[tuple[str, int]] = []  # sentences, and how many words they have

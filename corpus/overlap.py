@@ -34,7 +34,7 @@ def read_texts(path: str) -> list[str]:
     Of JSON (`.json`, as SQuAD comes) every string in it, of JSON lines (`.jsonl`) every string of every line, of
     anything else (GLUE's TSV, plain text) every field between tabs of every line.
 
-    Raises: InputError if it is no such file.
+    Raises: InputError if it is not such a file.
     """
     check_input_file(path, "--against")
     if path.endswith(".json"):
@@ -186,7 +186,7 @@ def write_overlap(path: str, overlap: Overlap, corpus: TokenCorpus, n: int) -> N
 
 
 def load_overlap(path: str, corpus: TokenCorpus) -> np.ndarray:
-    """(n,) sorted numbers of the sequences to leave out. Raises: InputError if it is no list of this corpus's."""
+    """(n,) sorted numbers of the sequences to leave out. Raises: InputError if it is not a list of this corpus's."""
     content = read_json(path, OVERLAP, "scripts/corpus_doctor.py --overlap_file makes such a file", "--leave_out")
     of, sequences = content["corpus"], np.unique(np.array(content["sequences"], np.int64))
     if of != corpus.identity:

@@ -60,7 +60,7 @@ def _map(pool: ProcessPoolExecutor, n_ahead: int, function: Callable, items: Ite
 
 
 def _end_with_parent() -> None:
-    """Signals are the parent's to answer; but a helper whose parent was killed must not wait for it for ever."""
+    """Signals are the parent's to answer; but a helper whose parent was killed must not wait for it forever."""
     ignore_stop_signals()
     parent = multiprocessing.parent_process().sentinel
 

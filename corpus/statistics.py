@@ -24,7 +24,7 @@ class CorpusStatistics:
         most_repeated: number of the sequence that occurs most often, and how often.
         unknown: (n_sequences,) float32, share of [UNK] in each sequence.
         misplaced: (n,) sequences that do not begin and end with the boundary tokens.
-        special_inside: name of a special token -> how often it stands elsewhere than at the ends, if it does.
+        special_inside: name of a special token -> how often it occurs anywhere but at the ends, if it does.
     """
 
     lengths: np.ndarray

@@ -22,7 +22,7 @@ from utils import InputError, logger
 
 STDIN = "-"
 BLOCK = 1 << 20  # bytes read at once
-MAX_LINE = 4 << 20  # bytes; a longer one is no sequence, and would not leave memory bounded
+MAX_LINE = 4 << 20  # bytes; a longer one is not a sequence, and would not leave memory bounded
 SHOWN_WARNINGS = 5
 LOOKED_AT = 8192  # bytes, to tell whether a file is text
 MAX_WRONG = 0.1  # share of them that may be none of a text in UTF-8
@@ -37,7 +37,7 @@ COMPRESSIONS = {  # how such a file begins, and what decompresses it
 
 @contextlib.contextmanager
 def open_text(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The uncompressed text of a file ("-": standard input), and the file itself, which tells how much of it is read.
+    """The uncompressed text of a file ("-": standard input), and the file itself, whose position shows progress.
 
     Raises: InputError if the file is damaged or cut short, at the place where reading comes upon it.
     """
@@ -60,7 +60,7 @@ def open_text(path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def _opener(path: str, file: BinaryIO):
-    """What decompresses a file, told by its first bytes whatever its name; None for plain text."""
+    """What decompresses a file, detected from its first bytes, whatever its name; None for plain text."""
     start = file.read(10)
     file.seek(0)
     opener = next((opener for magic, opener in COMPRESSIONS.values() if magic.match(start)), None)
@@ -152,7 +152,7 @@ class TextReader:
         self.n_bad = 0
 
     def blocks(self, position: tuple[int, int] | None = None) -> Iterator[Block]:
-        """All lines from `position` on. Raises: InputError for what is no text."""
+        """All lines from `position` on. Raises: InputError for what is not text."""
         first, at = position or (0, None)
         for i in range(first, len(self.spans)):
             span = self.spans[i]
@@ -190,7 +190,7 @@ class TextReader:
             if self.strict or self.n_bad <= SHOWN_WARNINGS:
                 where = f"{path}, line {_lines_before(path, begin) + line}: not UTF-8 ({error.reason})"
                 if self.strict:
-                    raise InputError(f"{where}; mend it, or leave out --encoding_errors strict.") from None
+                    raise InputError(f"{where}; fix it, or leave out --encoding_errors strict.") from None
                 logger.warning("%s; replaced by U+FFFD", where)
             return data.decode("utf-8", "replace")
 
@@ -227,7 +227,7 @@ def _line_blocks(text: BinaryIO, span: Span, at: int) -> Iterator[tuple[bytes, i
 
 
 def check_is_text(start: bytes, path: str | Path) -> None:
-    """Raises InputError if a file that starts with these bytes is no text in UTF-8, as far as LOOKED_AT of them tell.
+    """Raises InputError if a file that starts with these bytes is not text in UTF-8, judging by LOOKED_AT bytes.
 
     Some bytes that are wrong are left to the reader, which replaces them: old texts have a few.
     """

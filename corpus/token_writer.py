@@ -49,10 +49,10 @@ def write_token_file(path: str | Path, made_by: dict, resume: bool = False) -> I
     Args:
         path: the file to make.
         made_by: the description of the tokenizer (`describe_tokenizer`).
-        resume: continue from the last checkpoint, if there is one; else start over.
+        resume: continue from the last checkpoint, if there is one; otherwise start over.
 
     Raises:
-        InputError: the file can't be written there; another process is writing it; what is to be resumed is damaged.
+        InputError: the file can't be written there; another process is writing it; the unfinished file is damaged.
         RunError: no room is left on the disk.
     """
     writer = TokenFileWriter(Path(path), made_by, resume)
@@ -71,7 +71,7 @@ class TokenFileWriter:
     """See `write_token_file`, which makes and ends it.
 
     Attributes:
-        progress: what the last `checkpoint` was given, if the writing is resumed; else None.
+        progress: what the last `checkpoint` was given, if the writing is resumed; otherwise None.
         n_sequences, n_tokens: written so far.
     """
 
@@ -94,7 +94,7 @@ class TokenFileWriter:
             self._continue()
             return
         if self.has_checkpoint:
-            logger.info("starting over: what an interrupted run left in %s is thrown away", self.folder)
+            logger.info("starting over: discarding what an interrupted run left in %s", self.folder)
         self._begin()
 
     def _open(self, name: str) -> BinaryIO:
@@ -126,7 +126,7 @@ class TokenFileWriter:
             file.seek(end[name])
 
     def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Adds `len(lengths)` sequences whose ids stand one after the other in `ids`, (sum(lengths),) integers."""
+        """Adds `len(lengths)` sequences whose ids follow one another in `ids`, (sum(lengths),) integers."""
         assert ids.size == lengths.sum()
         if ids.size and not (ids.min() >= 0 and ids.max() < self.made_by["vocab_size"]):
             raise InputError(
@@ -185,7 +185,7 @@ class TokenFileWriter:
 
     def close(self) -> None:
         for file in (self._file, self._offsets):
-            with contextlib.suppress(OSError):  # the last flush meets a full disk once more, which has been told
+            with contextlib.suppress(OSError):  # the last flush hits the full disk again, which has been reported
                 file.close()
         if self.has_checkpoint and is_unfinished(self.path):
             logger.warning("unfinished: what is done lies in %s, and --resume continues from there", self.folder)

@@ -24,11 +24,11 @@ def load_tokenizer(name: str):
         problem = why_not_loaded(name, error)
     else:
         if len(ids) == len(tokenizer.get_added_vocab()):  # those that `transformers` makes up where there is nothing
-            problem = "there is no vocabulary: no tokenizer.json, vocab.txt or the like"
+            problem = "there is not a vocabulary: no tokenizer.json, vocab.txt or the like"
         elif len(ids) != max(ids) + 1:
             problem = f"its {len(ids):,} tokens have ids up to {max(ids):,}, so some are missing or given twice"
         elif not (isinstance(length := tokenizer.model_max_length, int) and length >= 1):
-            problem = f"model_max_length in tokenizer_config.json is {length!r}, which is no number of tokens"
+            problem = f"model_max_length in tokenizer_config.json is {length!r}, which is not a number of tokens"
         else:
             return tokenizer
     raise InputError(f"no tokenizer in {name} ({problem}); name one with --tokenizer_name.")
@@ -77,7 +77,7 @@ def unknown_id(special_ids: dict) -> int | None:
 
 
 def padding_id(tokenizer) -> int:
-    """GPT-2 has no padding token; nobody looks at what stands in a padded place."""
+    """GPT-2 has no padding token; padded places are never looked at."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
@@ -105,7 +105,7 @@ def word_beginnings(tokenizer) -> np.ndarray:
         if sum(token.startswith(blank) for token in tokens) > 1:
             return np.array([token.startswith(blank) or not token[:1].isalnum() for token in tokens])
     raise InputError(
-        f"--whole_word_mask: the vocabulary of {tokenizer.name_or_path} does not tell where words begin; mask tokens."
+        f"--whole_word_mask: the vocabulary of {tokenizer.name_or_path} does not mark words; leave the flag out."
     )
 
 

@@ -47,7 +47,7 @@ def _groups(values: np.ndarray, ends: tuple[int, ...], first: str, others: str, 
 def by_layer(
     model: LanguageModel, teacher: LanguageModel, text: MicroBatches, world: World, dtype: torch.dtype
 ) -> list[dict[str, float]]:
-    """What `held_out.evaluate` tells of the model if it ended after its first layer, its second, and so on.
+    """What `held_out.evaluate` says of the model if it ended after its first layer, its second, and so on.
 
     Args:
         teacher: is asked once for each layer, so best a `held_out.Remembered`.
@@ -65,7 +65,7 @@ def tables(rows: list[dict], counts: np.ndarray) -> str:
 
     Args:
         rows: the teacher's and the students', each with its `name` and its `labels`, as of `held_out.evaluate_labels`;
-            a student's also with what `by_layer` tells.
+            a student's also with what `by_layer` returns.
         counts: (voc_size,) how often each id occurs in the training text.
     """
     teacher, *students = (row["labels"] for row in rows)

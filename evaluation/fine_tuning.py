@@ -44,8 +44,8 @@ def load_for(
 
     Args:
         auto_class: such as AutoModelForSequenceClassification.
-        tokenizer: what the model is to be used with. One that has nothing to pad with, as GPT-2's, pads with its end.
-        dropout: in place of the model's own, in all its layers.
+        tokenizer: the model's. One without a padding token, like GPT-2's, pads with its end token.
+        dropout: instead of the model's own, in all layers.
         head_required: whether a head of random weights is an error.
 
     Raises: InputError if it can't be loaded, weights are missing, or it does not know all of the tokens.

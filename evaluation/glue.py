@@ -14,7 +14,7 @@ import numpy as np
 from files.paths import check_input_file
 from utils import InputError, logger
 
-MOST_BROKEN = 0.01  # share of lines with too few fields in a file that counts as whole: QQP as it is given out has some
+MOST_BROKEN = 0.01  # share of lines with too few fields in a file that counts as whole: the official QQP has some
 MAX_SCORE = 5  # of a regression
 ENTAILMENT = ("not_entailment", "entailment")
 
@@ -33,12 +33,12 @@ class Task:
     Attributes:
         name: also that of its folder.
         texts, label: the columns of its files, by the header or, where there is none, by number.
-        labels: what stands in the label's column, in the order of their indices; empty: a score from 0 to 5.
+        labels: what is in the label's column, in the order of their indices; empty: a score from 0 to 5.
         metrics: whose mean in percent is the score.
         dev_files: the development sets; metrics are means over them.
         hub: data set and configuration on the hub.
         hub_texts: the columns there.
-        max_length: tokens that are read, unless told otherwise.
+        max_length: tokens that are read by default.
     """
 
     name: str
@@ -133,7 +133,7 @@ def _from_tsv(task: Task, path: Path) -> list[Example]:
     if isinstance(task.label, str):
         header = lines[0].rstrip("\r").split("\t")
         if missing := [column for column in columns if column not in header]:
-            raise InputError(f"{path} is no file of {task.name}: its first line names no column {missing[0]!r}.")
+            raise InputError(f"{path} is not a file of {task.name}: its first line names no column {missing[0]!r}.")
         columns, first = [header.index(column) for column in columns], 1
     columns = list(columns)
     examples, broken = [], []
@@ -159,7 +159,7 @@ def _label(task: Task, value: str, where: str) -> float:
         if 0 <= label <= task.highest_label:
             return label
     except ValueError:
-        pass  # told below, as a number out of range is
+        pass  # reported below, like a number out of range
     expected = f"numbers from 0 to {MAX_SCORE}" if task.is_regression else " or ".join(task.labels)
     raise InputError(f"{where}: the label is {value[:60]!r}, but {task.name}'s are {expected}.")
 

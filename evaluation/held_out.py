@@ -1,4 +1,4 @@
-"""How good a model is on text it has not seen, and how near it is to its teacher.
+"""How good a model is on text it has not seen, and how close it is to its teacher.
 
 Sequences and masks are the same for every run and every model on a file: they don't depend on the seed of a run. Tokens
 are masked evenly, as BERT's were and as a user of the model would mask them; so the figures of runs with other counts
@@ -225,7 +225,7 @@ def _mine(text: MicroBatches, world: World, is_pressing: Callable[[], bool]) -> 
 def _values(
     student: LanguageModel, teacher: LanguageModel | None, micro_batch: MicroBatch, dtype: torch.dtype
 ) -> torch.Tensor:
-    """(OWN and, with a teacher, BESIDE_TEACHER; n_labels) float64. No more than a chunk of logits is ever alive."""
+    """(OWN and, with a teacher, BESIDE_TEACHER; n_labels) float64. Holds no more than a chunk of logits."""
     device = micro_batch.input_ids.device
     models = [student, teacher] if teacher else [student]
     given = micro_batch.input_ids, micro_batch.attention_mask

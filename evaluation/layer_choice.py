@@ -1,6 +1,6 @@
-"""Which of a teacher's layers make the best start for a student, told before any training.
+"""Which of a teacher's layers make the best start for a student, measured before any training.
 
-Each list of layers is tried out as it is: the student that `models.student.with_layers` makes of it predicts held-out
+Each list of layers is tried untrained: the student that `models.student.with_layers` makes of it predicts held-out
 masked (or next) words beside its teacher. Beside the usual lists, layers are taken away one by one, each time the one
 that is missed least (the greedy search of Peer et al., 2022, arXiv 2105.14839).
 """
@@ -80,7 +80,7 @@ class Trial:
         self.beside = held_out.Remembered(teacher)
 
     def metrics(self, layers: list[int]) -> dict[str, float]:
-        """What `held_out.evaluate` tells of a student with these layers of the teacher's."""
+        """What `held_out.evaluate` says of a student with these layers."""
         student = LanguageModel(with_layers(self.teacher, layers, self.student_type)).to(self.world.device)
         metrics = held_out.evaluate(student, self.beside, self.text, self.world, self.dtype)
         self.tried()

@@ -1,6 +1,6 @@
 """The file of scores that scripts/run_glue.py appends to, and the table made of it.
 
-A line of the file is a JSON object: `model`, `task`, `seed`, `weights` (tells a model from another of its name), how it
+A line of the file is a JSON object: `model`, `task`, `seed`, `weights` (distinguishes models of the same name), how it
 was fine-tuned, `metrics` in percent with their mean as `score`, `seconds`, and `versions` of the packages.
 """
 
@@ -21,7 +21,7 @@ RESULT = ("metrics", "seconds", "versions")
 def read(path: str | Path) -> list[dict]:
     """The rows of the file, if it is there; a last line that a kill cut short is left out.
 
-    Raises: InputError if it is no such file.
+    Raises: InputError if it is not such a file.
     """
     if not Path(path).exists():
         return []
@@ -29,11 +29,11 @@ def read(path: str | Path) -> list[dict]:
 
 
 def append(path: str | Path, row: dict) -> None:
-    """Adds a row as a line of its own, on the disk when this returns."""
+    """Appends a row as a line, which is on the disk when this returns."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     kept = Path(path).read_bytes() if Path(path).exists() else b""
     with open(path, "r+b" if kept else "wb") as file:
-        file.truncate(kept.rfind(b"\n") + 1)  # what a kill left of a line
+        file.truncate(kept.rfind(b"\n") + 1)  # a torn last line
         file.seek(0, 2)
         file.write(json.dumps(row).encode() + b"\n")
         file.flush()

@@ -29,7 +29,9 @@ def sentence_transformers_files(teacher: str, dim: int) -> dict[str, object]:
         return {}
     for path in (module["path"] for module in modules):
         if path and (path == ".." or Path(path).name != path):
-            raise InputError(f"{teacher}: its {MODULES} has the path {path!r}, which is no name of a folder in it.")
+            raise InputError(
+                f"{teacher}: its {MODULES} has the path {path!r}, which is not the name of a folder in it."
+            )
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     if unknown := sorted(set(kinds) - set(KNOWN)):
         logger.warning("%s has steps of sentence-transformers that are not taken over: %s", teacher, ", ".join(unknown))

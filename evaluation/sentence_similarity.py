@@ -1,7 +1,7 @@
-"""How well a model's hidden states tell which sentences mean the same, before any fine-tuning.
+"""How well a model's hidden states show which sentences mean the same, before any fine-tuning.
 
 STS-B's pairs are ranked by the cosine of the means over tokens of both sentences' last hidden states (Reimers and
-Gurevych, 2019, section 4.1). It takes seconds, and tells early where fine-tuning on tasks will lead.
+Gurevych, 2019, section 4.1). It takes seconds, and is an early sign of how fine-tuning on tasks will turn out.
 
 Dimensions: bs texts of seq_length tokens; dim.
 """

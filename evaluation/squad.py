@@ -82,13 +82,13 @@ def read_questions(path: str, flag: str) -> list[Question]:
 
 
 def learnable(questions: list[Question], path: str) -> list[Question]:
-    """The questions whose (first) answer stands where the file says; of the others a warning tells how many there are.
+    """The questions whose (first) answer is where the file says; a warning counts the others.
 
     Raises: InputError if that is none.
     """
     right = [question for question in questions if _is_in_place(*question.answers[0], question.context)]
     if not right:
-        raise InputError(f"{path}: no answer stands at its answer_start, a number of characters, in its context.")
+        raise InputError(f"{path}: no answer is at its answer_start, counted in characters, in its context.")
     if n_wrong := len(questions) - len(right):
         logger.warning("%s: %d of %d answers are not where answer_start says, and are left out of training",
                        path, n_wrong, len(questions))  # fmt: skip

@@ -1,1 +1,1 @@
-"""Files of others, told by their contents; files of ours, which appear whole; names of files, checked."""
+"""Reading other people's files safely, and writing ours whole."""

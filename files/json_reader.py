@@ -1,7 +1,7 @@
 """JSON that may come from anywhere: a value of the shape that is asked for, or one sentence that says what is wrong.
 
 A shape is a type, `None`, a tuple of shapes that are all right, `[shape]` for a list, or `{key: shape}` for an object
-with at least these keys; under the key `...` stands the shape of all others. `float` takes whole numbers too, `object`
+with at least these keys; the key `...` gives the shape of all other values. `float` takes whole numbers too, `object`
 anything.
 """
 
@@ -24,7 +24,7 @@ def read_json(path: str | Path, shape: object = object, way_out: str = "", flag:
         way_out: what to do if the file is wrong.
         flag: that named it.
 
-    Raises: InputError if there is no such file, or it does not have this shape.
+    Raises: InputError if there is not such a file, or it does not have this shape.
     """
     check_input_file(path, flag, way_out)
     return parse_json(Path(path).read_bytes(), f"{flag} {path}".strip(), shape, way_out)

@@ -26,7 +26,7 @@ def check_input_file(path: str | Path, flag: str = "", hint: str = "") -> None:
         elif path.is_symlink() and not path.exists():
             problem = f"is a link to {os.readlink(path)}, which does not exist"
         elif path.exists():
-            problem = "is no regular file (a pipe or a device?); copy what it gives into a file"
+            problem = "is not a regular file (a pipe or a device?); copy what it gives into a file"
         else:
             problem = f"does not exist{f'; {hint}' if hint else ''}"
     except OSError as error:
@@ -37,14 +37,14 @@ def check_input_file(path: str | Path, flag: str = "", hint: str = "") -> None:
 def check_output_file(path: str | Path, flag: str) -> None:
     """Raises InputError unless a file of this name can be written. Leaves nothing behind."""
     path = Path(path)
-    _check_kind(flag, path, Path.is_file, "is no regular file; give the name of a file")
+    _check_kind(flag, path, Path.is_file, "is not a regular file; give the name of a file")
     _check_can_create(flag, path, path.absolute().parent)
 
 
 def check_output_folder(path: str | Path, flag: str) -> None:
     """Raises InputError unless files can be written into a folder of this name. Leaves nothing behind."""
     path = Path(path)
-    _check_kind(flag, path, Path.is_dir, "is no folder; give the name of a folder")
+    _check_kind(flag, path, Path.is_dir, "is not a folder; give the name of a folder")
     _check_can_create(flag, path, path.absolute())
 
 
@@ -69,7 +69,7 @@ def _check_kind(flag: str, path: Path, is_right: Callable[[Path], bool], problem
 
 
 def _check_can_create(flag: str, path: Path, folder: Path) -> None:
-    """Tries it in the nearest folder that exists: permissions alone don't tell (a read-only disk, /proc)."""
+    """Tries it in the nearest folder that exists, because permissions don't show a read-only disk or /proc."""
     try:
         nearest = next(parent for parent in (folder, *folder.parents) if parent.is_symlink() or parent.exists())
         with tempfile.TemporaryFile(dir=nearest):

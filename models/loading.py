@@ -147,7 +147,7 @@ def _damage(folder: str) -> str | None:
                 with safe_open(file, "pt"):
                     pass
         except Exception as error:  # as above
-            return f"{file.name} is no file of weights, or cut short ({reason_of(error)}); copy it again"
+            return f"{file.name} is not a file of weights, or is cut short ({reason_of(error)}); copy it again"
     return None
 
 
@@ -158,7 +158,7 @@ def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage can raise nearly anything
-        raise InputError(f"{path} is no file of weights, or cut short ({reason_of(error)}).") from None
+        raise InputError(f"{path} is not a file of weights, or is cut short ({reason_of(error)}).") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} does not hold a state dict, a table of named tensors.")
     return state

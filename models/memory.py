@@ -50,7 +50,7 @@ def give_back_free_memory() -> None:
 class FreeMemory:
     """Gives it back now and then.
 
-    Micro-batches of ever other sizes leave gaps in the heap: after some hundred steps on a CPU, several times what a
+    Micro-batches of changing sizes leave gaps in the heap: after some hundred steps on a CPU, several times what a
     step needs. It takes a tenth of a second.
     """
 

@@ -169,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
     utils.distinct_names(models, f"--rows and the teacher {teacher}")
     tasks = [TASKS[name] for name in args.tasks if name != run_glue.NONE]
     for task in tasks:
-        read_task(task, args.data_dir)  # before hours of training, so that what is wrong with them is told now
+        read_task(task, args.data_dir)  # before hours of training, so that problems with them show now
     for row, command in commands.items():
         logger.info("%s: %s", row, ROWS[row].title)
         flags_of_run = [*command, "--teacher_name", teacher, "--dump_path", str(folder / row), "--resume"]

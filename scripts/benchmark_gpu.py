@@ -36,7 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler tells every start and stop
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise PyTorch's profiler logs every start and stop
 import torch
 import transformers
 from torch._dynamo.utils import counters
@@ -293,7 +293,7 @@ def run_parts(setup: Setup, names: list[str], output: Path) -> list[str]:
             with time_limit(seconds):
                 for section in part(setup):
                     show(section)
-        except Exception as error:  # whatever it was, it is told, and the other parts are worth their time
+        except Exception as error:  # it is reported, and the other parts are still worth their time
             failed.append(name)
             show(f"{name} failed: {type(error).__name__}, {reason_of(error)}")
         gc.collect()

@@ -180,7 +180,7 @@ def attention_forms(setup: Setup, seq_length: int) -> dict[str, Callable[[], tor
 
 
 def packed_attention(query, key, value, ends: torch.Tensor, longest: int, dropout: float) -> torch.Tensor:
-    """Attention within sequences that stand one after the other, without padding; PyTorch's flash kernel.
+    """Attention within packed sequences; PyTorch's flash kernel.
 
     Args:
         query, key, value: (n_tokens, n_heads, dim_head).

@@ -126,7 +126,7 @@ def steps_of(distiller: Distiller, n: int) -> list[Step]:
 
 # ------------------------------------------------------------------------------------------------------------- counting
 
-# What a kernel or an operation does, told by its name; the first that fits.
+# What a kernel or an operation does, judged by its name; the first match counts.
 CLASSES = {
     "attention": r"flash|fmha|scaled_dot_product|attention",
     "softmax": r"softmax",

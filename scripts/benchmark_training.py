@@ -5,8 +5,8 @@
 The straightforward way: one padded batch at a time, logits of every position from both models, those of real tokens
 picked out of them, a mean per batch, every metric read at once. It takes the same sequences through the same models.
 Lengths are log-normal, 116 tokens on average as in Wikipedia, and at most 512; weights are random, which the time does
-not depend on. Tokens are real ones: padding does not count. Memory is the peak of a step above what stands before it
-(weights and the optimizer's state).
+not depend on. Tokens are real ones: padding does not count. Memory is the peak of a step above what is held
+before it (weights and optimizer state).
 
 Under torchrun, each process takes such steps, and the exchange of gradients and its share of a step are measured too.
 

@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="bert-base-uncased",
         help="hub name or folder (%(default)s)",
     )
-    parser.add_argument("--tokenizer_type", help="accepted for old command lines; the tokenizer itself tells it")
+    parser.add_argument("--tokenizer_type", help="accepted for old command lines; not needed")
     parser.add_argument(
         "--dump_file", type=path, default="data/binarized_text", help="start of the output's name (%(default)s)"
     )
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--encoding_errors",
         choices=("replace", "strict"),
         default="replace",
-        help="a line that is not UTF-8 is mended, with a warning, or ends the program (%(default)s)",
+        help="a line that is not UTF-8 is repaired, with a warning, or ends the program (%(default)s)",
     )
     parser.add_argument(
         "--num_shards", type=integer(1, 99_999), help="processes that divide the text (default: as torchrun says)"
@@ -157,7 +157,7 @@ class Progress:
 
 
 def binarize(writer: TokenFileWriter, reader: TextReader, encode: LineEncoder, identity: dict, shown: bool) -> None:
-    """Reads, encodes and writes from where the writer is to continue, with checkpoints."""
+    """Reads, encodes and writes from where the writer continues, with checkpoints."""
     position, done = None, 0
     if writer.progress:
         if writer.progress["identity"] != identity:

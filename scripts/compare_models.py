@@ -170,7 +170,7 @@ def measure(
         turns: of the time measurement.
         token_counts: file of counts to mask by, with `smoothing`; None: evenly.
         data_dir: with STS-B; None: without that column.
-        layers: whether to tell what each model would be worth if it ended after a layer.
+        layers: whether to measure each model as if it ended after each layer.
     """
     tokenizer = load_tokenizer(tokenizer_name or names[0])
     pairs = read_task(TASKS["STS-B"], data_dir)[1][0] if data_dir else None

@@ -179,7 +179,7 @@ def report_tokens(report: Report, statistics: CorpusStatistics, description: dic
             f"boundary tokens"
         )
     for name, count in statistics.special_inside.items():
-        report.notes.append(f"the special token {name} stands {count:,} times inside the text")
+        report.notes.append(f"the special token {name} occurs {count:,} times inside the text")
     if unknown > WORTH_MENTIONING * n_tokens:
         report.notes.append(
             f"{percent(unknown, n_tokens)} of the tokens are unknown: does the vocabulary fit the text?"
@@ -232,7 +232,7 @@ def report_examples(
 def report_overlap(report: Report, corpus: TokenCorpus, tokenizer, args) -> None:
     overlap = find_overlaps(corpus, tokenizer, expand_globs(args.against), args.ngram)
     n = len(overlap.sequences)
-    report.section(f"Runs of {args.ngram} words that also stand in evaluation sets")
+    report.section(f"Runs of {args.ngram} words that also occur in evaluation sets")
     for file in overlap.files:
         found = f"{file['found']:,} of {file['texts']:,} texts of {args.ngram} words or more"
         report.line(file["name"], found, f"in {file['sequences']:,} sequences")
@@ -303,7 +303,7 @@ def report_needs(report: Report, corpus: TokenCorpus, training: LmSeqsDataset, t
     own = f"index of the sequences; {size(OWN * n)} more for each process"
     report.line("memory of the machine", size(SHARED * n), own)
     report.line("", size(psutil.virtual_memory().available), "are available here")
-    report.line("page cache", size(on_disk), "if the text is to be read from the disk only once")
+    report.line("page cache", size(on_disk), "to read the text from the disk only once")
     kept = 8 * s + state + 4 * s * recipe.n_epoch
     report.line("disk", size(kept + state), f"of which {size(state)} only while a checkpoint is written")
     report.line("", size(shutil.disk_usage(".").free), "are free here")

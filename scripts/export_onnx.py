@@ -133,7 +133,7 @@ def quantize(plain: Path, quantized: Path) -> None:
 
 @contextlib.contextmanager
 def _quietly():
-    """The exporters tell much about their own future."""
+    """The exporters warn at length about their own future."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -160,9 +160,9 @@ class OnnxModel:
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # each part of ONNX Runtime has errors of its own
+        except Exception as error:  # each part of ONNX Runtime has its own errors
             raise InputError(
-                f"{file} is no ONNX model, or damaged ({reason_of(error, 80)}); make it again with "
+                f"{file} is not an ONNX model, or is damaged ({reason_of(error, 80)}); make it again with "
                 f"scripts/export_onnx.py."
             ) from None
         self.names = [part.name for part in self.session.get_inputs()]
@@ -196,7 +196,7 @@ def export_and_compare(model: torch.nn.Module, tokenizer, folder: Path) -> Itera
 def main(args: argparse.Namespace) -> None:
     require_packages()
     if args.output_dir is None and not Path(args.model).is_dir():
-        raise InputError(f"{args.model} is no folder here: name one for the files with --output_dir.")
+        raise InputError(f"{args.model} is not a local folder: name one for the files with --output_dir.")
     folder = Path(args.output_dir or Path(args.model) / "onnx")
     check_output_folder(folder, "--output_dir")
     tokenizer = load_tokenizer(args.tokenizer_name or args.model)

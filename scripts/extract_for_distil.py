@@ -5,7 +5,7 @@
 
 writes init.pth, for train.py --from_pretrained_weights, and beside it init.json, the student's shape, for
 --from_pretrained_config where that is not half the teacher's depth. With --save_model FOLDER the student is also
-written as it is, for scripts that score models, to see later what its training was worth.
+saved untrained, so that its scores later show what the training was worth.
 
 Of twelve layers 0 2 4 7 9 11 are taken, of another number every second, evenly spread. With --choose_layers and a
 binarized text several lists are tried out on it before, without any training, and the best is taken:
@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="bert-base-uncased",
         help="the teacher: hub name or folder (%(default)s)",
     )
-    parser.add_argument("--model_type", choices=FAMILIES, help="its family; only checked, the model itself tells it")
+    parser.add_argument("--model_type", choices=FAMILIES, help="its family; only checked against the model")
     parser.add_argument(
         "--dump_checkpoint", type=path, default="serialization_dir/init.pth", help="file to write (%(default)s)"
     )
@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--data_file", type=path, nargs="+", help="binarized text (scripts/binarized_data.py)")
     group.add_argument(
-        "--n_layers", type=integer(1, 1000), help="how many the student shall have (default: half the teacher's)"
+        "--n_layers", type=integer(1, 1000), help="how many the student should have (default: half the teacher's)"
     )
     group.add_argument(
         "--n_sequences",

@@ -50,7 +50,7 @@ def guesses(name: str, tokenizer_name: str, text: str, top: int) -> list[tuple[s
     ids = tokenizer(text.replace("[MASK]", tokenizer.mask_token), return_tensors="pt").input_ids  # (1, seq_length)
     masks = (ids[0] == tokenizer.mask_token_id).nonzero()[:, 0]
     if len(masks) != 1:
-        raise InputError(f"--text has {len(masks)} masks; write [MASK] in place of one word.")
+        raise InputError(f"--text has {len(masks)} masks; write [MASK] instead of one word.")
     if ids.shape[1] > max_length(model.model.config):
         raise InputError(f"--text has {ids.shape[1]} tokens, but {name} takes {max_length(model.model.config)}.")
     if len(tokenizer) > model.projection.out_features:

@@ -39,7 +39,7 @@ from files.atomic import atomic_write
 from files.paths import check_input_file, check_output_file
 from utils import InputError, integer, logger, n_cores, path, real, reason_of
 
-MARKUP = 0.1  # share of tags from which on a text is told to be markup
+MARKUP = 0.1  # share of tags above which a text counts as markup
 FILES_AT_ONCE = 32  # that a process reads for their docstrings
 ROWS_AT_ONCE = 500  # of a data set, that make a piece
 
@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
 def files_of(sources: list[str], dump_file: str) -> list[Path]:
     """The files named, and those in the folders named, in the order of their names; not the file to be written.
 
-    Raises: InputError for what is named and is no text. What is found in a folder and is none is left out, with a
+    Raises: InputError if a named file is not text. In a folder, such files are left out, with a
         warning.
     """
     files = []
@@ -112,7 +112,7 @@ def files_of(sources: list[str], dump_file: str) -> list[Path]:
 
 
 def check_source(file: Path) -> None:
-    """Raises InputError for what is no text; warns of text that looks like markup."""
+    """Raises InputError for what is not text; warns of text that looks like markup."""
     if file.suffix == ".parquet":
         return
     with open_text(str(file)) as (text, _):
@@ -160,7 +160,7 @@ def pieces_of_dataset(name: str, config: str | None, split: str, text_column: st
         raise InputError(f"--dataset {name}: to read data sets, pip install datasets.") from None
     try:
         rows = iter(datasets.load_dataset(name, config, split=split, streaming=True))
-    except Exception as error:  # each loader has errors of its own
+    except Exception as error:  # each loader has its own errors
         raise InputError(f"--dataset {name}: it could not be loaded ({reason_of(error)}).") from None
     while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
         if text_column not in some[0]:

@@ -254,7 +254,7 @@ def read_table(name: str) -> str:
     try:
         text = Path(name).read_text()
     except (ValueError, OSError, MemoryError) as error:
-        raise InputError(f"--tables {name} is no text ({utils.reason_of(error)}).") from None
+        raise InputError(f"--tables {name} is not text ({utils.reason_of(error)}).") from None
     if not text.strip():
         raise InputError(f"--tables {name} is empty; leave it out.")
     return text

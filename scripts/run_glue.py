@@ -209,7 +209,7 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
 
 
 def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
-    """Whether the score is known and, if fine-tuned models are to be kept, this one is."""
+    """Whether the score is known and, if fine-tuned models are kept, this one is."""
     if args.save_models and row["seed"] is not None:
         kept = scores.read(kept_at(args, row["model"], row["task"], row["seed"]) / SCORE)
         if scores.find(kept, row) is None:
@@ -246,7 +246,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def weights_of(name: str) -> int:
-    """What tells these weights from others of the same name."""
+    """What distinguishes these weights from others of the same name."""
     from transformers import AutoModel
 
     utils.set_seed(0)  # of a pooler, if the weights have none

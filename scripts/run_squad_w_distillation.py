@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--model_name_or_path", type=path, required=True, help="hub name or folder of the model to fine-tune"
     )
-    group.add_argument("--model_type", choices=sorted(FAMILIES), help="its family; only checked, the model tells it")
+    group.add_argument("--model_type", choices=sorted(FAMILIES), help="its family; only checked against the model")
     group.add_argument("--tokenizer_name", type=path, help="default: the model's")
     group.add_argument("--train_file", type=path, help="questions to train on, in SQuAD's format")
     group.add_argument("--predict_file", type=path, help="questions to answer and score")

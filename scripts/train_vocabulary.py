@@ -2,7 +2,7 @@
 
     python scripts/train_vocabulary.py --file_path data/dump.txt --vocab_size 8192 --output my-tokenizer
 
-Only for a teacher of one's own: a student always shares its teacher's vocabulary. The same text gives the same
+Only for a teacher of your own: a student always shares its teacher's vocabulary. The same text gives the same
 vocabulary, down to the numbers of its entries.
 """
 

@@ -1,4 +1,4 @@
-"""Cuts a model's vocabulary to what a text uses: most of a multilingual model's parameters stand for other languages.
+"""Cuts a model's vocabulary to what a text uses: most of a multilingual model's parameters are for other languages.
 
     python scripts/trim_vocabulary.py --model_name bert-base-multilingual-cased \\
         --token_counts data/token_counts.bert-base-multilingual-cased.pickle --min_count 10 --output_dir trimmed

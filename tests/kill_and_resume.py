@@ -227,7 +227,7 @@ def try_once(case: Case, out: Path, draw: random.Random, calls: list[Call], seco
             point = draw_call(draw, [call for call in calls if how == "call" or call.name in NEED_ROOM])
             effect = "signal=KILL" if how == "call" else "error=ENOSPC"
             results, lines = trace(case, out, waiting, "-e", f"inject={point.name}:{effect}:when={point.k}")
-            # What is no file of the folder, such as a pipe, never lacks room.
+            # What is not a file of the folder, such as a pipe, never lacks room.
             injected = calls_in([line for line in lines if "(INJECTED)" in line], out)
             hit = bool(injected) or any("killed by SIGKILL" in line for line in lines)
             where = (point.name, point.place)

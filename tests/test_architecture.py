@@ -20,7 +20,7 @@ ORDER = (
     "text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: trimming student flops loading memory attention families",
+    "models: trimming student flops loading memory families",
     "files: json_reader plain_pickle paths atomic",
     "utils",
 )

@@ -60,7 +60,7 @@ def test_damaged_weights_are_named_wherever_they_are_loaded(model, workspace, tm
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 5
     for error in errors:
-        assert f"{teacher}: {model.name} is no file of weights, or cut short (" in error
+        assert f"{teacher}: {model.name} is not a file of weights, or is cut short (" in error
         assert error.endswith("copy it again.")
     assert not out.exists()
     assert not (tmp_path / "pwned").exists()

@@ -85,7 +85,7 @@ with init_world(0) as world:
 
 @pytest.mark.parametrize("flag, value, message", [
     ("--data_file", "nothing.pickle", "nothing.pickle does not exist"),
-    ("--temperature", "0", "--temperature: '0' is no number"),
+    ("--temperature", "0", "--temperature: '0' is not a number"),
 ])  # fmt: skip
 def test_what_all_got_wrong_is_told_once(tmp_path, flags, environment, flag, value, message):
     results = run_together(2, ROOT / "train.py", *flags, flag, value, **environment)
@@ -128,7 +128,7 @@ def test_a_process_that_is_killed_ends_all(tmp_path, flags, environment, rank):
     results = run_together(2, script, *flags, **environment)
     assert results[rank].returncode == -9
     assert results[1 - rank].returncode == 1
-    assert errors_of(results)[0].startswith("error: another process of this run has ended without a word")
+    assert errors_of(results)[0].startswith("error: another process of this run has ended without a message")
     assert "Traceback" not in results[1 - rank].stderr
 
 

@@ -59,7 +59,7 @@ def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / FLOAT32).write_bytes(b"\x08\x07garbage")
-    with pytest.raises(InputError, match=f"{FLOAT32} is no ONNX model, or damaged .*make it again"):
+    with pytest.raises(InputError, match=f"{FLOAT32} is not an ONNX model, or is damaged .*make it again"):
         OnnxModel(tmp_path / FLOAT32)
 
 

@@ -37,7 +37,6 @@ MEASURING = {  # what scripts do for long once their flags are known to be right
     "run_glue": {"fine_tune_and_score": {"score": 0.0}},
     "benchmark_training": {"run_case": None},
     "benchmark_checkpoint": {"measure": None},
-    "benchmark_attention": {"steps_table": "", "alone_table": ""},
     "benchmark_gpu": {"run_parts": []},
     "benchmark_kernels": dict.fromkeys(["ceilings", "vocabulary", "attention"], ()),
     "benchmark_launches": {"report": ""},
@@ -68,7 +67,7 @@ def is_number(action: argparse.Action) -> bool:
 
 @pytest.fixture(scope="module")
 def odd_files(tmp_path_factory):
-    """Names of things that are no file of the kind that is asked for."""
+    """Names of things that are not a file of the kind that is asked for."""
     folder = tmp_path_factory.mktemp("odd")
     names = {name: folder / name for name in
              ("folder", "empty", "garbage", "dangling", "fifo", "loop", "pdf", "readonly")}  # fmt: skip
@@ -127,7 +126,6 @@ def right_flags(workspace, tmp_path_factory):
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
         "benchmark_corpus": ["--file_path", short, "--tokenizer_name", name, "--work_dir", out],
         "benchmark_checkpoint": ["--work_dir", out],
-        "benchmark_attention": ["--layers", 2],
         "benchmark_gpu": ["--tiny", "--output", out / "gpu.md"],
         "benchmark_kernels": ["--tiny"],
         "benchmark_launches": ["--tiny"],

@@ -45,8 +45,7 @@ def wait_for_steps(folder, n=3):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name, workers", [("SIGTERM", 2), ("SIGUSR1", 0), ("SIGHUP", 0), ("SIGINT", 2)])
 def test_a_signal_to_the_whole_group_saves(tmp_path, flags, name, workers):
     with running(ROOT / "train.py", *flags, "--num_workers", workers) as training:
         wait_for_steps(tmp_path)

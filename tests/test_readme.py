@@ -1,6 +1,7 @@
 """The commands of README and docs, run as they are printed and in their order, in a folder with a small
 `bert-base-uncased`; and the files and flags that they name."""
 
+import ast
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ import sys
 import pytest
 import torch
 from glue_files import write_task
-from processes import run_command, run_script
+from processes import run_command, run_script, run_together
 from squad_files import write_squad
 from workspace import ROOT
 
@@ -30,18 +31,10 @@ SMALLER = {  # sizes that would take minutes
     "ablation.py": "ablation.py --rows all no_ce",
     "--kills 20": "--kills 5",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
-    "benchmark_attention.py": "benchmark_attention.py --steps 1 --layers 2 --tokens_per_batch 512 --dim 24",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
     "--cases tiny --cases small": "--cases tiny",
-    "--cases tiny --cases batch_5": "--cases tiny",
-    "--memory_megabytes 200": "--memory_megabytes 1 --open_sequences 3000",
-    "--open_sequences 3000 2000 --set_up_sequences 50000000": "--open_sequences 3000 --set_up_sequences 10000",
-    # what the quickstart has left
-    "work/quickstart/student work/quickstart/random_start": "work/quickstart/random_start",
-    "work/quickstart/teacher": "bert-base-uncased",
-    "work/quickstart/half.vocabulary.pickle": "data/binarized_text.bert-base-uncased.pickle",
-    "work/quickstart/held_out.vocabulary.pickle": "held_out.pickle",
-    "work/quickstart/counts.pickle": "data/token_counts.bert-base-uncased.pickle",
+    "--memory_megabytes 200 2000 --set_up_sequences 50000000": "--memory_megabytes 1 --open_sequences 3000 "
+    "--set_up_sequences 10000",
 }
 if (os.cpu_count() or 1) < 4:
     SMALLER |= {"--nproc_per_node 4": "--nproc_per_node 2", "N_GPU_NODE=4 WORLD_SIZE=4": "N_GPU_NODE=2 WORLD_SIZE=2"}
@@ -56,7 +49,6 @@ def clone(workspace, tmp_path_factory):
     left_out = shutil.ignore_patterns(".*", "work", "data", "serialization_dir", "__pycache__", "bert-base-*")
     shutil.copytree(ROOT, folder, ignore=left_out)
     shutil.copytree(workspace / "bert-base-uncased", folder / "bert-base-uncased")
-    shutil.copy(workspace / "text.bert-base-uncased.pickle", folder / "held_out.pickle")
     make_evaluation_sets(folder)
     return folder
 
@@ -79,6 +71,11 @@ def test_the_set_up_commands_are_printed_and_exist():
 
 
 def run_in_place(command, clone):
+    """Starts scripts from the server that has imported torch, and torchrun's processes too: `test_launchers.py` starts
+    torchrun itself."""
+    if command.startswith("torchrun --nproc_per_node "):
+        _, _, n, script, *arguments = shlex.split(command)
+        return max(run_together(int(n), clone / script, *arguments, cwd=clone), key=lambda result: result.returncode)
     if not command.startswith(("python scripts/", "python train.py")):
         path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
         return run_command(command, cwd=clone, env={**os.environ, "PATH": path})
@@ -115,13 +112,15 @@ def test_every_file_that_is_named_exists(text):
         assert (ROOT / text).parent.joinpath(name).exists(), name
 
 
-def test_the_tree_has_a_line_for_each_file():
+def test_the_tree_has_every_room_and_each_file_says_what_it_is_for():
     tree = re.search(r"## The repository\n(.*?)\n## ", README, re.DOTALL)[1]
-    rooms = [folder.name for folder in ROOT.iterdir() if (folder / "__init__.py").is_file()]
-    files = [*ROOT.glob("*.py"), *(file for room in [*rooms, "scripts"] for file in (ROOT / room).glob("*.*"))]
-    names = {file.name for file in files if file.suffix in (".py", ".sh", ".slurm")} - {"__init__.py"}
-    left_out = {name for name in names if name not in tree and not name.startswith("benchmark_")}
-    assert not left_out
+    rooms = [folder for folder in ROOT.iterdir() if (folder / "__init__.py").is_file()]
+    for name in [f"{room.name}/" for room in rooms] + [file.name for file in ROOT.glob("*.py")]:
+        assert name in tree
+    for file in [*ROOT.glob("*.py"), *(file for room in [*rooms, ROOT / "scripts"] for file in room.glob("*.py"))]:
+        assert ast.get_docstring(ast.parse(file.read_text())), file
+    for file in [*ROOT.glob("scripts/*.sh"), ROOT / "scripts" / "train.slurm"]:
+        assert any(line.startswith("# ") for line in file.read_text().splitlines()[:2]), file
 
 
 def test_every_flag_that_is_named_is_known():

@@ -24,7 +24,7 @@ from training.distributed import World
 from training.recipe import Recipe
 from utils import ignore_stop_signals
 
-NO_LABEL = -100  # in place of a label, as in PyTorch's losses
+NO_LABEL = -100  # instead of a label, as in PyTorch's losses
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Batch:
     """Ragged: the sequences one after the other, without padding."""
 
     ids: np.ndarray  # (n_tokens,) int64, masked
-    labels: np.ndarray  # (n_tokens,) int64, what is to be predicted at each token, or NO_LABEL
+    labels: np.ndarray  # (n_tokens,) int64, what to predict at each token, or NO_LABEL
     lengths: np.ndarray  # (bs,) int64
 
     @classmethod
@@ -181,7 +181,7 @@ def _choose_words(ids, candidates, probs, n_tokens: int, begins_word, generator)
     """
     if not n_tokens:
         return candidates[:0]
-    begins = begins_word[ids[candidates]] | (np.diff(candidates, prepend=-2) > 1)  # or stands after a special token
+    begins = begins_word[ids[candidates]] | (np.diff(candidates, prepend=-2) > 1)  # or follows a special token
     word = np.cumsum(begins) - 1  # (n,)
     lengths = np.bincount(word)
     order = np.argsort(generator.exponential(size=len(lengths)) * lengths / np.bincount(word, probs))
@@ -217,7 +217,7 @@ class Batches(Dataset):
 
     Args:
         dataset: the sequences.
-        sampler: which of them stand together, already set to the epoch.
+        sampler: which of them form a batch, already set to the epoch.
         seed: of the masks, (seed of the run, epoch).
         masking: None for a causal model.
     """
@@ -282,7 +282,7 @@ def cut_micro_batches(
     """The sequences of some batches, sorted by length, in parts of similar length and within a number of tokens.
 
     The masks were drawn with the batches and stay with their sequences. The loss is a mean over all tokens of a step,
-    whatever stands beside what, so this changes no more than the rounding. It saves padding, since the batches of a
+    however they are grouped, so this changes only the rounding. It saves padding, since the batches of a
     step are of many lengths, and it bounds the memory, since only one micro-batch is in the models at any time.
 
     Args:

@@ -1,9 +1,10 @@
-"""The states that a run can continue from: the newest few, each in a folder of its own, with a checksum.
+"""The states that a run can continue from: the newest few, each in its own folder, with a checksum; and whether
+a command may continue a run.
 
     checkpoints/step_1200/state.pth         everything that changes during a run (see `Distiller.state_dict`)
     checkpoints/step_1200/checksum.json     of that file, and its size
 
-A checkpoint appears under its name whole or not at all. One that was damaged later is told by its checksum, and the one
+A checkpoint appears under its name whole or not at all. If its checksum shows later damage, the one
 before it is used.
 """
 
@@ -98,8 +99,8 @@ def _load(checkpoint: Path) -> dict:
 
 # ------------------------------------------------------------------------------------------- whether a run may continue
 #
-# It must be the run that was started; otherwise the result is meaningless. What a run reads is told by its content, not
-# by its name: a teacher whose weights were changed in place is another one, and one that was moved is the same.
+# It must be the run that was started; otherwise the result is meaningless. What a run reads is identified by content,
+# not by name: a teacher whose weights were changed in place is a different one, and one that was moved is the same.
 
 # Flags that may differ, because they don't change the result, or because the content of what they name is compared.
 HARMLESS = {
@@ -110,7 +111,7 @@ HARMLESS = {
 }  # fmt: skip
 # These say the student's shape, and matter only if it is another one.
 OF_SHAPE = {*ARCHITECTURE, *DROPOUT, "student_type", "student_config"}
-CONTENTS = {  # as they stand in parameters.json -> what is said of them
+CONTENTS = {  # as named in parameters.json -> as named in messages
     "data": "the text of --data_file",
     "left_out": "the list of --leave_out",
     "valid_data": "the text of --valid_data_file",
@@ -159,7 +160,7 @@ def check_resume(old: dict, new: dict, uses_dropout: bool) -> None:
         _check_processes(old, new)
         changed -= {"processes", "gradient_accumulation_steps"}
         if uses_dropout:
-            logger.info("on %d processes in place of %d, dropout is drawn anew", new["processes"], old["processes"])
+            logger.info("on %d processes instead of %d, dropout is drawn anew", new["processes"], old["processes"])
     if not uses_dropout:
         changed.discard("tokens_per_micro_batch")
     if changed:

@@ -1,5 +1,5 @@
-"""Whether tokenizer, student and teacher fit together, told by their configurations before any weights are loaded, and
-the defaults that depend on them.
+"""Whether tokenizer, student, and teacher fit together, judged by their configurations before any weights are loaded,
+and the defaults that depend on them.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The processes that train together, the device of each, and what it computes in.
 
 A failure of one process ends all of them. Left alone, the others would wait for it in the next exchange, and each would
-end in an error of its own about a lost connection. So the one that fails first tells it: on stderr, and to the others
+end in its own error about a lost connection. So the one that fails first reports it: on stderr, and to the others
 through the store that they found each other by (see `World.__exit__`).
 """
 
@@ -28,7 +28,7 @@ PATIENCE = 4  # seconds, of a process that failed, for the others to notice
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among all that train together, and the device it computes on."""
+    """This process among all that train together, and the device it computes on."""
 
     device: torch.device
     rank: int = 0
@@ -46,7 +46,7 @@ class World:
         whoever waits for it in an exchange wakes up with an error, looks into the store, and ends silently with the
         same status. It stays until all have looked, since the store may be its own.
 
-        Raises: ToldAlready in place of `error`, if there are several processes.
+        Raises: ToldAlready instead of `error`, if there are several processes.
         """
         if self.size == 1:
             return
@@ -135,7 +135,7 @@ def _telling_of_lost_processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            f"another process of this run has ended without a word (was it killed, or out of memory?); continue with "
+            f"another process of this run has ended without a message (killed, or out of memory?); continue with "
             f"--resume ({reason_of(error)})."
         ) from None
 
@@ -166,7 +166,7 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # cuDNN plans anew for each shape that a batch has for the first time, which takes many times as long as a step,
-        # and texts of any length bring ever new shapes.
+        # and text keeps bringing new shapes.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
@@ -190,9 +190,9 @@ def _n_launched() -> int:
 
 
 def _join(device: torch.device, rank: int, size: int) -> dist.Store:
-    """Connects the processes. Returns the store by which they found each other, which is also to tell failures.
+    """Connects the processes. Returns the store by which they found each other, which also carries news of failures.
 
-    A launcher that restarts them keeps its store, so each attempt has names of its own there.
+    A launcher that restarts them keeps its store, so each attempt uses its own names there.
 
     Raises: RunError if they don't find each other.
     """
@@ -213,7 +213,7 @@ def _join(device: torch.device, rank: int, size: int) -> dist.Store:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, as of `time.perf_counter`, when the device has done all that it was told to."""
+    """Seconds, as of `time.perf_counter`, when the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -243,7 +243,7 @@ def add_precision_flags(group) -> None:
 
 
 def choose_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """What these flags say, else bfloat16 where the hardware multiplies it. Raises: InputError if it can't be."""
+    """What these flags say, by default bfloat16 where the hardware multiplies it. Raises: InputError if it can't be."""
     if args.fp16:
         if device.type == "cpu":
             raise InputError("--fp16 needs a GPU; on a CPU use --bf16 or --fp32.")

@@ -1,4 +1,4 @@
-"""What a run will take, told from some of its own steps. Writes nothing; the student that it trains is thrown away.
+"""What a run will take, measured on a few of its steps. Writes nothing; the student it trains is discarded.
 
 The time is that of the timed steps, by the tokens in them and in the whole run; a first step, in which kernels are
 chosen and buffers made, is not timed. The largest micro-batch follows from the memory of two of them, of different
@@ -124,7 +124,7 @@ def time_steps(run: Run, n_steps: int) -> tuple[int, float, float, float]:
 
 
 def largest_micro_batch(run: Run) -> tuple[int, float, int]:
-    """Returns: free memory (beside what stands: weights, optimizer), bytes a token, and how many tokens fit."""
+    """Returns: free memory (with weights and optimizer loaded), bytes a token, and how many tokens fit."""
     device = run.world.device
     longest = int(run.data.train_set.lengths.max())
     few = math.ceil(usual_chunk(device, run.student.model.config.vocab_size) / longest)

@@ -32,7 +32,7 @@ ARCHITECTURE = {
     "sinusoidal_pos_embds": (None, "sinusoidal_pos_embds"),
     "tie_weights_": ("tie_word_embeddings", "tie_word_embeddings"),
 }
-# Numbers of the recipe whose defaults depend on the student or on the machine (see `configurations.resolve_defaults`).
+# Numbers of the recipe whose defaults depend on the student or on the machine (see `configurations.with_defaults`).
 RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "num_workers")
 
 
@@ -97,7 +97,7 @@ def _add_file_flags(parser: argparse.ArgumentParser) -> None:
 def _add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("teacher and tokenizer (hub names or local folders)")
     group.add_argument("--teacher_name", "--bert_model", type=path, help=f"the teacher (default: {DEFAULT_TEACHER})")
-    group.add_argument("--teacher_type", choices=FAMILIES, help="its family; only checked, the teacher itself tells it")
+    group.add_argument("--teacher_type", choices=FAMILIES, help="its family; only checked against the teacher")
     group.add_argument(
         "--tokenizer_name", "--bert_tokenizer", type=path, help="default: the teacher's, else the student's"
     )
@@ -179,7 +179,9 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_masking_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("masking")
-    group.add_argument("--mlm", action=SWITCH, help="masked (--no-mlm: causal) language model; the student tells it")
+    group.add_argument(
+        "--mlm", action=SWITCH, help="masked (--no-mlm: causal) language model (default: what the student is)"
+    )
     group.add_argument(
         "--mlm_mask_prop", type=real(0, 1, low_allowed=False), help="share of tokens chosen (%(default)s)"
     )
@@ -277,7 +279,7 @@ def _add_failure_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max_bad_steps",
         type=integer(0),
-        help="steps whose loss or gradient is not finite are left out; between two log lines, so many are fine "
+        help="steps whose loss or gradient is not finite are left out; this many are allowed between two log lines "
         "(%(default)s; some are usual with --fp16)",
     )
     group.add_argument(
@@ -288,7 +290,7 @@ def _add_failure_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def sanity_checks(args: argparse.Namespace) -> None:
-    """Which flags contradict each other (the range of each stands with it). Raises: InputError that names them."""
+    """Raises InputError if flags contradict each other; each one's own range is checked where it is defined."""
     total = args.word_mask + args.word_keep + args.word_rand
     if abs(total - 1) > 1e-6:
         raise InputError(f"--word_mask, --word_keep and --word_rand must add up to 1, not to {total:g}.")
@@ -310,7 +312,7 @@ def sanity_checks(args: argparse.Namespace) -> None:
 
 
 def whole_model(weights: str | None) -> str | None:
-    """`--student_pretrained_weights` if it names a whole model with a shape of its own; None for a file of tensors."""
+    """`--student_pretrained_weights` if it names a whole model with its own shape; None for a file of tensors."""
     if weights is None or Path(weights).is_file() or weights.endswith((".pth", ".pt", ".bin")):
         return None
     return weights

@@ -55,9 +55,10 @@ def ce_loss(s_logits: torch.Tensor, t_logits: torch.Tensor, temperature: float) 
 
 
 def ce_gradient(
-    s: torch.Tensor, t: torch.Tensor, scratch: list[torch.Tensor], temperature: float, voc_size: int
+    s: torch.Tensor, t: torch.Tensor, scratch: list[torch.Tensor], weight: float, temperature: float, voc_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient by the student's logits, and the sum of the losses. Overwrites `s`, `t` and `scratch`.
+    """Of the weighted sum of the losses: the gradient by the student's logits, and the value. Overwrites `s`, `t` and
+    `scratch`.
 
     With p and q the softmaxes of s / T and t / T, KL(q || p) = sum of q (log q - log p), and log p = s / T - lse_s with
     lse_s the log of the sum of exponentials. So KL = sum of q (t - s) / T - lse_t + lse_s, which needs no logarithm of
@@ -77,7 +78,7 @@ def ce_gradient(
     t[:, voc_size:] = 0  # where it is inf - inf
     t *= q
     kl = t.sum(-1) - lse_t + lse_s
-    return p.sub_(q).mul_(temperature), kl.double().sum() * temperature**2
+    return p.sub_(q).mul_(weight * temperature), kl.double().sum() * (weight * temperature**2)
 
 
 # ---------------------------------------------------------------------------------------------- mlm, clm: true tokens
@@ -95,24 +96,25 @@ def label_loss(s_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(at_least_float32(s_logits), labels, reduction="none")
 
 
-def label_gradient(s: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient by the (n, voc_padded) logits, and the sum of the losses."""
+def label_gradient(s: torch.Tensor, labels: torch.Tensor, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the weighted sum of the losses: the gradient by the (n, voc_padded) logits, and the value."""
     log_probs = torch.log_softmax(s, -1)
     at_labels = labels[:, None]
     loss = -log_probs.gather(1, at_labels).double().sum()
     gradient = log_probs.exp_()
     gradient.scatter_add_(1, at_labels, gradient.new_full((1, 1), -1.0).expand(len(labels), 1))
-    return gradient, loss
+    return gradient.mul_(weight), weight * loss
 
 
 # ------------------------------------------------------------------------------------------ mse: the teacher's logits
 
 
-def mse_gradient(s: torch.Tensor, t: torch.Tensor, voc_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient by the student's (n, voc_padded) logits of their squared distance to the teacher's, and its sum."""
+def mse_gradient(s: torch.Tensor, t: torch.Tensor, weight: float, voc_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the weighted squared distance between the (n, voc_padded) logits: the gradient by the student's, the value."""
     apart = s - t
     apart[:, voc_size:] = 0  # where it is inf - inf
-    return 2 * apart, torch.linalg.vecdot(apart, apart).double().sum()
+    loss = weight * torch.linalg.vecdot(apart, apart).double().sum()
+    return apart.mul_(2 * weight), loss
 
 
 # ----------------------------------------------------------------------- cos: the direction of the last hidden states
@@ -131,7 +133,7 @@ def cos_loss(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
 
 class Widening(nn.Module):
     """Learns to map the student's hidden states to the teacher's width, so that their directions can be compared. It
-    serves the training only, and is no part of the student. If both have the same width, it does nothing.
+    serves the training only, and is not part of the student. If both have the same width, it does nothing.
     """
 
     def __init__(self, s_dim: int, t_dim: int) -> None:
@@ -195,7 +197,7 @@ def vocabulary_loss(
         s_projection: `Projection.of` it, as it is now.
         t_rows: (n, dim of the teacher); None if neither ce nor mse is wanted.
         t_projection: the teacher's.
-        labels: (n_labels,) int64, of the first n_labels rows. The rows with a label stand together, so that the others
+        labels: (n_labels,) int64, of the first n_labels rows. Labeled rows come first, so that the others
             need no softmax at temperature 1.
         weights: what the sum of each term is multiplied by; those of VOCABULARY_TERMS that are wanted.
         temperature: T, of the ce term.
@@ -284,20 +286,17 @@ def chunk_gradient(
     """
     gradient, parts = None, {}
     if "mse" in weights:
-        gradient, parts["mse"] = mse_gradient(s, t, voc_size)
-        gradient *= weights["mse"]
+        gradient, parts["mse"] = mse_gradient(s, t, weights["mse"], voc_size)
     of_labels = None
     for term in LABEL_TERMS:
         if term in weights and len(labels):
-            of_labels, parts[term] = label_gradient(s[: len(labels)], labels)
-            of_labels *= weights[term]
+            of_labels, parts[term] = label_gradient(s[: len(labels)], labels, weights[term])
     if "ce" in weights:  # last, since it overwrites the logits
-        soft, parts["ce"] = ce_gradient(s, t, scratch, temperature, voc_size)
-        soft *= weights["ce"]
+        soft, parts["ce"] = ce_gradient(s, t, scratch, weights["ce"], temperature, voc_size)
         gradient = soft if gradient is None else gradient.add_(soft)
     if gradient is None:
         gradient = torch.zeros_like(s) if of_labels is None or len(of_labels) < len(s) else of_labels
     if of_labels is not None and gradient is not of_labels:
         gradient[: len(of_labels)] += of_labels
-    nothing = s.new_zeros((), dtype=torch.float64)
-    return gradient, torch.stack([weight * parts.get(term, nothing) for term, weight in weights.items()])
+    nothing = s.new_zeros((), dtype=torch.float64)  # of labels, in a chunk without any
+    return gradient, torch.stack([parts.get(term, nothing) for term in weights])

@@ -49,7 +49,7 @@ class Meter:
     @contextlib.contextmanager
     def progress(self, total: int | None = None, done: int = 0) -> Iterator[None]:
         """A progress bar, in sequences of this process, on the master's terminal."""
-        lines = LOG_FILE is not None  # else the log tells the time that is left
+        lines = LOG_FILE is not None  # otherwise the log says how much time is left
         with progress_bar(
             self.world.is_master, lines, desc="training", total=total, initial=done, unit="seq"
         ) as self.bar:
@@ -83,8 +83,8 @@ class Meter:
         self._start += time.monotonic() - start
 
     def check_finite(self, step: int, allowed: int) -> None:
-        """Whether the steps since the last log line went well; asked there and before a save, not in every step, since
-        the answer has to be waited for.
+        """Whether the steps since the last log line went well; checked there and before a save, not in every step,
+        because it waits for the device.
 
         Args:
             step: number of steps done.
@@ -97,7 +97,7 @@ class Meter:
         if n_bad > allowed:
             raise RunError(
                 f"the loss or its gradient was not finite {where}; the last checkpoint is kept. A lower "
-                f"--learning_rate or a longer --warmup_prop usually helps, and so does --bf16 in place of --fp16."
+                f"--learning_rate or a longer --warmup_prop usually helps, and so does --bf16 instead of --fp16."
             )
         if n_bad:
             logger.warning("the loss or its gradient was not finite %s, which were left out", where)

@@ -44,7 +44,7 @@ pipeline("{task}", "{name}")
 {command}
 ```
 
-Every flag stands in `parameters.json`, the state of the code in `git_log.json`, all losses in `metrics.jsonl`.
+Every flag is in `parameters.json`, the state of the code in `git_log.json`, and all losses in `metrics.jsonl`.
 """
 
 

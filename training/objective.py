@@ -48,7 +48,7 @@ class Objective:
         dtype: what to compute in: half precision under autocast, otherwise the models' own.
 
     Attributes:
-        widening: what is trained beside the student, and is no part of it.
+        widening: what is trained beside the student, and is not part of it.
         work: the FLOPs of a step.
 
     Raises: InputError if the teacher has no such layer, or its vectors can't be cut into so many relation heads.

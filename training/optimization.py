@@ -106,8 +106,8 @@ class Optimization:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups; biases and norms, told by the name of their class (LayerNorm, RMSNorm of many
-    families), never decay."""
+    """Trainable parameters in two groups; biases and norms never decay. Norms are recognized by the
+    name of their class (LayerNorm, RMSNorm of many families)."""
     exempt = {id(p) for module in model.modules() if "Norm" in type(module).__name__ for p in module.parameters(False)}
     exempt |= {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -9,7 +9,7 @@ FAR_FEWER = 4  # times
 
 @dataclass(frozen=True)
 class Recipe:
-    """What each number means stands in `train.py --help`. The defaults, which stand only here, are DistilBERT's."""
+    """`train.py --help` explains each number. The defaults are DistilBERT's, and are set here only."""
 
     # loss
     alpha_ce: float = 5.0

@@ -1,7 +1,7 @@
 """MiniLMv2's loss (Wang et al., 2021, arXiv 2012.15828): the relations between the tokens of a sequence.
 
 The queries of a layer, cut into relation heads, give a softmax of scaled products with one another for each head and
-token: to which tokens this one is related. The student's shall be as the teacher's, and the same with keys and values.
+token: to which tokens this one is related. The student's should match the teacher's, and the same for keys and values.
 Widths and numbers of attention heads of the two may differ, since both are cut into the same number of relation heads.
 
 The maps of relations, 3 * n_heads * seq_length floats for each token of both models, are far larger than anything else
@@ -49,7 +49,7 @@ def relation_loss(
         s_vectors: the student's queries, keys and values, (bs, seq_length, width) each; widths may differ.
         t_vectors: the teacher's.
         n_heads: relation heads; divides all widths.
-        attended: (bs, seq_length) bool, False for padding, which is no part of any relation; None: all.
+        attended: (bs, seq_length) bool, False for padding, which is not part of any relation; None: all.
         causal: a token is related only to itself and those before it.
         map_entries: floats of a map at once; None for what suits the device.
 

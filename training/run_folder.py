@@ -114,7 +114,7 @@ class RunFolder:
         self.metrics.append(kind, step, tokens, metrics)
 
     def save(self, model: PreTrainedModel, state: dict, epoch: int | None) -> None:
-        """The model in every form, then the checkpoint: it never stands beside an older model.
+        """The model in every form, then the checkpoint: a checkpoint is never next to an older model.
 
         Raises: RunError if it can't be written; the files that stood there before are then whole.
         """
@@ -177,7 +177,7 @@ def check_dump_path(path: str | Path, force: bool, resume: bool, inputs: list[st
     """Raises InputError unless the run may write here. Removes nothing.
 
     Args:
-        inputs: files and folders that this run reads; none may lie in a folder that is to be overwritten.
+        inputs: files and folders that this run reads; none may lie in a folder that will be overwritten.
     """
     path = Path(path)
     check_output_folder(path, "--dump_path")
@@ -230,7 +230,7 @@ def _rewind_metrics(file: Path, step: int) -> None:
 
 
 def git_log(folder: str | Path) -> dict[str, str | bool | None]:
-    """Which code this is: commit, branch and whether the files differ from it; what can't be told is None."""
+    """Which code this is: commit, branch and whether the files differ from it; what is unknown is None."""
     state: dict[str, str | bool | None] = {"repo_sha": None, "repo_branch": None, "repo_dirty": None}
     try:
         import git
@@ -239,7 +239,7 @@ def git_log(folder: str | Path) -> dict[str, str | bool | None]:
         state["repo_dirty"] = repository.is_dirty()
         state["repo_sha"] = repository.head.commit.hexsha
         state["repo_branch"] = None if repository.head.is_detached else repository.active_branch.name
-    except ImportError as error:  # gitpython asks for the git program as soon as it is imported
+    except ImportError as error:  # gitpython looks for the git program as soon as it is imported
         warnings.warn(f"git is not installed, so git_log.json stays empty ({error.__class__.__name__})", stacklevel=2)
     except (git.GitError, ValueError) as error:  # a copy without .git; a repository without commits
         logger.info("no git commit to note in git_log.json: %s", error or "not a git repository")

@@ -1,4 +1,4 @@
-"""Notes that this process is to stop, whoever says so."""
+"""Notes that this process should stop, and why."""
 
 import contextlib
 import math
@@ -12,13 +12,13 @@ STEP_SECONDS = 8  # after a signal, until a step that is not finished is dropped
 
 
 class StopSignal:
-    """Notes that this process is to stop, for the training loop to see at the end of a step.
+    """Notes that this process should stop, for the training loop to see at the end of a step.
 
-    It is told so by SIGTERM, SIGUSR1 (Slurm's warning, if so configured), SIGHUP (a terminal that goes away, unless
+    The reason can be SIGTERM, SIGUSR1 (Slurm's warning, if so configured), SIGHUP (a terminal that goes away, unless
     `nohup` said to ignore it), Ctrl-C (a second one stops at once), or by the end of the launcher that started it.
 
     Attributes:
-        name: of what told it; None so far.
+        name: of the reason; None so far.
     """
 
     def __init__(self) -> None:
