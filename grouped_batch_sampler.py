@@ -1,9 +1,8 @@
-"""Which sequences stand in which batch, and in which order: a function of (seed, epoch, position).
+"""Which sequences form which batch, and in which order: a function of (seed, epoch, position).
 
-Sequences of similar length stand in one batch, so that little is padded. Sorted by group, the lengths come in the same
-order in every epoch; so the cuts between batches are made once, and an epoch only shuffles the sequences within their
-group and the batches among themselves. The number of batches is the same in every epoch, and each sequence is in
-exactly one.
+A batch holds sequences of similar length, so that it needs little padding. Sorted by group, the lengths are the same in
+every epoch. So batches are cut once, and an epoch only shuffles sequences within their group, and the batches. The
+number of batches is the same in every epoch, and each sequence is in exactly one.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""The training sequences: an index over the corpus, with long sequences split and useless ones dropped.
+"""The training sequences: an index over the corpus, with long sequences split, and short or mostly unknown ones
+dropped.
 
 No token is copied and no Python object is made per sequence: the index is two flat arrays, 12 bytes a sequence.
 """
@@ -134,11 +135,7 @@ def index_sequences(
         starts[n:stop], lengths[n:stop] = begins, bodies + 2
         n = stop
     _resize(starts, lengths, n)
-    return {
-        "starts": starts,
-        "lengths": lengths,
-        "dropped": np.array([dropped.split, dropped.short, dropped.unknown]),
-    }
+    return {"starts": starts, "lengths": lengths, "dropped": np.array([dropped.split, dropped.short, dropped.unknown])}
 
 
 def _resize(starts: np.ndarray, lengths: np.ndarray, n: int) -> None:

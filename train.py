@@ -8,8 +8,8 @@ On one GPU, or on the CPU where there is none:
 
 On the GPUs of one machine: torchrun --nproc_per_node 4 train.py ... with the same flags.
 
-Without a teacher's losses (--alpha_ce 0 --alpha_cos 0) it trains a masked language model, which is how a teacher of
-one's own is made. The flags of both generations of the original scripts work under their names.
+Without a teacher's losses (--alpha_ce 0 --alpha_cos 0) it trains a masked language model, which is how you make
+a teacher of your own. The flags of both generations of the original scripts work under their names.
 """
 
 import argparse
@@ -238,7 +238,7 @@ def run(args: argparse.Namespace, world: World) -> int:
         logger.info("no loss needs a vocabulary head: the encoder alone is distilled, and nothing is masked")
     student, teacher = build_models(args, recipe, student_cfg, kept, world.device)
     if args.alpha_cos and student.dim != teacher.dim:
-        logger.info("hidden states are compared through a learned projection from %d to %d", student.dim, teacher.dim)
+        logger.info("hidden states are compared through a learned linear map from %d to %d", student.dim, teacher.dim)
     parameters = describe_run(args, text, data, tokenizer, student, teacher, dtype, world)
     if state:
         check_resume(run_folder.load_parameters(args.dump_path), parameters, student.uses_dropout)
@@ -255,7 +255,7 @@ def describe_run(
     args: argparse.Namespace, text: TokenCorpus, data: RunData, tokenizer, student: LanguageModel,
     teacher: LanguageModel | None, dtype: torch.dtype, world: World,
 ) -> dict:  # fmt: skip
-    """What parameters.json holds: every flag, and what tells the contents of all that the run reads."""
+    """What parameters.json holds: every flag, and fingerprints of everything that the run reads."""
     return vars(args) | {
         "data": text.identity,
         "left_out": None if data.left_out is None else fingerprint([torch.from_numpy(data.left_out)]),

@@ -1,4 +1,4 @@
-"""Services of a process: errors, the command line of a script, logging, seeds, atomic files, signals.
+"""What every command needs: errors, the command line, logging, seeds, signals.
 
 Imports no other file of the project.
 """
@@ -73,7 +73,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
         parsed = super().parse_args(args, namespace)
-        parsed.command = shlex.join(["python", *(sys.argv if args is None else [self.prog, *args])])
+        command = shlex.join(["python", *(sys.argv if args is None else [self.prog, *args])])
+        parsed.command = command.encode(errors="replace").decode()  # it is written to files, which are UTF-8
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -83,10 +84,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser(description: str, **options) -> Parser:
     """A parser that shows `description`, a script's docstring, as it is written."""
     return Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        **options,
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
     )
 
 

@@ -1,4 +1,4 @@
-"""One corpus out of one or several binarized files, which are checked to be of one kind, and of the run's tokenizer."""
+"""One corpus made of several binarized files, checked against each other and the run's tokenizer."""
 
 import glob
 import os

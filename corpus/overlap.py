@@ -1,7 +1,7 @@
 """Which sequences of a corpus share long runs of words with evaluation sets.
 
-A model that has read the questions of an exam proves little by passing it. As for GPT-3 (Brown et al., 2020, appendix
-C), a sequence counts as overlapping if one of its n-grams of words, without case and punctuation, stands in an
+A model that has read an exam's questions proves little by passing it. As for GPT-3 (Brown et al., 2020, appendix
+C), a sequence counts as overlapping if one of its n-grams of words, without case and punctuation, occurs in an
 evaluation text.
 """
 
@@ -188,10 +188,10 @@ def write_overlap(path: str, overlap: Overlap, corpus: TokenCorpus, n: int) -> N
 def load_overlap(path: str, corpus: TokenCorpus) -> np.ndarray:
     """(n,) sorted numbers of the sequences to leave out. Raises: InputError if it is not a list of this corpus's."""
     content = read_json(path, OVERLAP, "scripts/corpus_doctor.py --overlap_file makes such a file", "--leave_out")
-    of, sequences = content["corpus"], np.unique(np.array(content["sequences"], np.int64))
-    if of != corpus.identity:
+    identity, sequences = content["corpus"], np.unique(np.array(content["sequences"], np.int64))
+    if identity != corpus.identity:
         raise InputError(
-            f"--leave_out {path} was made for another text than {corpus} ({of['sequences']:,} sequences, this one has "
+            f"--leave_out {path} was made for another text than {corpus} ({identity['sequences']:,} sequences, not "
             f"{len(corpus):,}): call scripts/corpus_doctor.py --against again on this text."
         )
     return sequences

@@ -1,4 +1,4 @@
-"""What a corpus consists of, found by reading it once: lengths, tokens, unknown and misplaced ones, duplicates."""
+"""Statistics of a corpus from a single pass: lengths, tokens, unknown and misplaced ones, duplicates."""
 
 from dataclasses import dataclass
 

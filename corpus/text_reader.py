@@ -1,4 +1,4 @@
-"""Lines of text out of files of any size, plain or compressed, all of them or a shard's part, from any position.
+"""Lines of text from files of any size, plain or compressed, all of them or one shard's, from any position.
 
 A position is (number of the span, byte of the uncompressed text), always at the beginning of a line. The same files
 give the same lines in the same order wherever reading is interrupted, and however many shards they are divided into:

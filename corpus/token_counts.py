@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from corpus.files import TokenCorpus
-from dataset import TokenFile, is_of_integers
-from files.plain_pickle import load_plain_pickle
+from dataset import TokenFile
+from files.plain_pickle import is_of_integers, load_plain_pickle
 from utils import InputError
 
 SPAN = 1 << 22  # tokens of one task

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.functional import mse_loss
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from grouped_batch_sampler import GROUP_WIDTH

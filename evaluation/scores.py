@@ -58,9 +58,9 @@ def by_task(rows: list[dict], model: str) -> dict[str, list[float]]:
     mine = [row for row in rows if row["model"] == model]
     scores: dict[str, dict] = {}
     for row in mine:
-        of = {key: value for key, value in row.items() if key not in (*RESULT, "seed")}
-        if scores.get(row["task"], {}).get("of") != of:
-            scores[row["task"]] = {"of": of, "seeds": {}}
+        conditions = {key: value for key, value in row.items() if key not in (*RESULT, "seed")}
+        if scores.get(row["task"], {}).get("conditions") != conditions:
+            scores[row["task"]] = {"conditions": conditions, "seeds": {}}
         scores[row["task"]]["seeds"][row["seed"]] = row["metrics"]["score"]
     return {task: list(entry["seeds"].values()) for task, entry in scores.items()}
 
@@ -83,7 +83,7 @@ def table(rows: list[dict], models: list[str]) -> str:
         for task in others
         if any(task in of for of in scores.values())
     ]
-    n_seeds = max((len(values) for of in scores.values() for values in of.values()), default=0)
+    n_seeds = max((len(values) for by_task in scores.values() for values in by_task.values()), default=0)
     seeds = "One seed" if n_seeds == 1 else f"Median of up to {n_seeds} seeds, with the lowest and highest"
     return f"{markdown_table(['task', *models], cells)}\n\n{seeds}; in brackets, % of {models[0]}'s."
 

@@ -1,5 +1,5 @@
-"""What makes sentence-transformers treat a student as it treats its teacher: files that say how hidden states become
-one vector of a text. `modules.json` lists the steps: the model itself, how its tokens are pooled, and often that the
+"""The files that make sentence-transformers treat a student like its teacher: how hidden states become one vector per
+text. `modules.json` lists the steps: the model itself, how its tokens are pooled, and often that the
 vector is normalized.
 """
 

@@ -86,7 +86,7 @@ def _mismatch_within(value: list | dict, shape: list | dict, at: str) -> str | N
     if missing := [key for key in shape if key not in value and key is not ...]:
         return f"{at or 'it'} has no {missing[0]!r}"
     known = {key: shape.get(key, shape.get(...)) for key in (value if ... in shape else shape)}
-    problems = (_mismatch(value[key], of, f"{at}.{key}".lstrip(".")) for key, of in known.items())
+    problems = (_mismatch(value[key], expected, f"{at}.{key}".lstrip(".")) for key, expected in known.items())
     return next(filter(None, problems), None)
 
 

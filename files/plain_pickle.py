@@ -1,4 +1,4 @@
-"""Pickles of lists, tuples, numbers and numpy arrays, and of nothing else.
+"""Other tools' pickles: lists, tuples, numbers and numpy arrays, and nothing else.
 
 A pickle is a program. Besides running code, a hostile one can have numpy follow a pointer of its choosing, or fill all
 memory from a dozen bytes. So only the instructions that numbers, lists, tuples and numpy arrays need are run, and
@@ -28,6 +28,8 @@ INSTRUCTIONS = (
     pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1,
     pickle.TUPLE2, pickle.TUPLE3,
 )  # fmt: skip
+
+UNPACKED, MANY_TOKENS = 100, 1 << 20  # a pickle of another tool may unpack to so many tokens a byte, or so many in all
 
 
 class PlainDtype:
@@ -158,3 +160,39 @@ def load_plain_pickle(path: str | Path):
             raise InputError(f"{path} was refused: {error}.") from None
         except Exception as error:  # a pickle of garbage can raise nearly anything
             raise InputError(f"{path} is not a pickle, or cut short ({reason_of(error)}).") from None
+
+
+def load_sequences(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A pickled list of sequences of token ids, as other tools write it.
+
+    Returns: (n_tokens,) ids of all sequences; (n_sequences + 1,) int64, sequence i is ids[offsets[i] : offsets[i + 1]].
+
+    Raises: InputError if it is anything else.
+    """
+    sequences = load_plain_pickle(path)
+    if isinstance(sequences, np.ndarray):
+        sequences = list(np.atleast_1d(sequences))  # its rows
+    if not isinstance(sequences, (list, tuple)) or len(sequences) == 0:
+        raise InputError(f"{path} holds no list of token sequences, but a {type(sequences).__name__}.")
+    if not all(map(is_of_integers, sequences)):
+        raise InputError(f"{path} holds a list, but not of 1-D sequences of token ids.")
+    offsets = np.zeros(len(sequences) + 1, np.int64)
+    np.cumsum(list(map(len, sequences)), out=offsets[1:])
+    if offsets[-1] > max(MANY_TOKENS, UNPACKED * path.stat().st_size):  # a pickle can name one sequence many times
+        raise InputError(f"{path} was refused: its {path.stat().st_size:,} bytes unpack to {offsets[-1]:,} tokens.")
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if any(array.size and array.dtype.kind not in "iu" for array in arrays):  # a list of integers beyond 64 bits
+        raise InputError(f"{path} holds numbers that are not token ids (they have more than 64 bits).")
+    tokens = np.concatenate(arrays)
+    if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
+        raise InputError(f"{path} holds numbers that are not token ids ({tokens.min()} to {tokens.max()}).")
+    return tokens, offsets
+
+
+def is_of_integers(sequence: object) -> bool:
+    """Whether it is flat and of integers only. Copies nothing: a nested list can be far larger than its file."""
+    if isinstance(sequence, np.ndarray):
+        return sequence.ndim == 1 and (not sequence.size or sequence.dtype.kind in "iu")
+    return isinstance(sequence, (list, tuple)) and all(
+        issubclass(kind, (int, np.integer)) and kind is not bool for kind in set(map(type, sequence))
+    )

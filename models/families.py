@@ -90,13 +90,7 @@ FAMILIES = {
         "electra.embeddings.position_embeddings",
         "electra.embeddings.token_type_embeddings",
     ),
-    "modernbert": Family(
-        "model",
-        lambda model, hidden: model.head(hidden),
-        "decoder",
-        "model.layers",
-        ("attn.Wqkv",),
-    ),
+    "modernbert": Family("model", lambda model, hidden: model.head(hidden), "decoder", "model.layers", ("attn.Wqkv",)),
     "eurobert": Family(
         "model",
         lambda model, hidden: hidden,

@@ -88,12 +88,7 @@ class TrainingWork:
     """
 
     def __init__(
-        self,
-        student: LanguageModel,
-        teacher: LanguageModel | None,
-        head: bool,
-        teachers_head: bool,
-        beside: nn.Module,
+        self, student: LanguageModel, teacher: LanguageModel | None, head: bool, teachers_head: bool, beside: nn.Module
     ) -> None:
         self.student = MatrixWork(student, head)
         self.student.per_token += 2 * _matrix_weights(beside)

@@ -1,15 +1,14 @@
-"""Trains a student again without one part of the method at a time: what each part is worth (the paper's Table 4). Two
-rows more try what the paper's table does not have: relations between tokens, and the other way to choose masks.
+"""Trains students without one part of the method each, to measure what each part is worth (the paper's Table 4). Two
+more rows try relations between tokens and the other way to choose masks.
 
-What follows `--` are flags of train.py, those of the full method; every student is trained with them and a change:
+After `--` come the flags of train.py for the full method; every student is trained with them and one change:
 
     python scripts/ablation.py --output_dir serialization_dir/ablation --data_dir glue --tasks CoLA RTE -- \\
         --data_file data/binarized_text.bert-base-uncased.pickle --from_pretrained_weights serialization_dir/init.pth \\
         --token_counts data/token_counts.bert-base-uncased.pickle --n_epoch 1
 
-Each student is a run of train.py in a folder of --output_dir, named after what is changed. What was interrupted
-continues, what is finished is not done again, and --rows chooses some: so days add up, and the baselines of a
-comparison (no_teacher, random_init) are trained once. Tasks are scored by scripts/run_glue.py, and the table goes to
+Each student is a run of train.py in a folder of --output_dir, named after what is changed. Interrupted runs continue,
+finished ones are not repeated, and --rows selects some. Tasks are scored by scripts/run_glue.py, and the table goes to
 `ablation.md`.
 """
 
@@ -130,14 +129,14 @@ def table(folder: Path, rows: list[str], teacher: str, known: list[dict]) -> str
     header = ["student", "held-out loss", "KL", "as teacher", *tasks]
     if tasks:
         header += ["mean", "change", "paper's"]
-    medians = {name: [statistics.median(of[task]) for task in tasks] for name, of in scored.items()}
+    medians = {name: [statistics.median(scores[task]) for task in tasks] for name, scores in scored.items()}
     first = figures[rows[0]]
     cells = [["the teacher", _number(first, "teacher_loss"), "0", "100.0 %", *_scores(medians[Path(teacher).name])]]
     full = medians.get("all")
     for row in rows:
-        of = figures[row]
-        agreement = f"{100 * of['agreement']:.1f} %" if "agreement" in of else "-"
-        line = [ROWS[row].title, _number(of, "mlm_loss"), _number(of, "kl"), agreement, *_scores(medians[row])]
+        found = figures[row]
+        agreement = f"{100 * found['agreement']:.1f} %" if "agreement" in found else "-"
+        line = [ROWS[row].title, _number(found, "mlm_loss"), _number(found, "kl"), agreement, *_scores(medians[row])]
         if tasks:
             change = statistics.mean(medians[row]) - statistics.mean(full) if full else None
             line += ["-" if change is None or row == "all" else f"{change:+.2f}"]

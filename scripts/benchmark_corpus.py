@@ -1,11 +1,11 @@
-"""Measures what the corpus costs, beside the way it was done before, in one run:
+"""Measures what the corpus costs, beside the usual ways, in one run:
 
     python scripts/benchmark_corpus.py --file_path data/dump.txt --bert_tokenizer bert-base-uncased
 
 Tokenizing (MB of text a second) and its peak memory, making the text in the first place, opening a binarized file,
-counting its tokens, and setting up the training sequences and their order. The stages of the real size, some GB and
-minutes, are asked for with `--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every figure of memory comes from
-a process of its own (Linux only). Everything is written below --work_dir, and removed.
+counting its tokens, and setting up the training sequences and their order. For realistic sizes, some GB and minutes,
+add `--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every memory figure comes from a separate process (Linux
+only). Everything is written below --work_dir, and removed.
 """
 
 import argparse
@@ -32,9 +32,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 import utils
 from corpus.files import open_corpus
-from corpus.token_writer import write_token_file
 from corpus.tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
-from dataset import open_token_file, token_dtype
+from dataset import open_token_file, token_dtype, write_token_file
 from files.paths import check_input_file, check_output_folder
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset

@@ -3,9 +3,9 @@
     python scripts/benchmark_gpu.py
 
 It times the products and copies that bound everything else, then steps of train.py as people start them, and profiles
-the kernels of such a step. After that come the parts that work on speed turns to: the vocabulary loss, attention, and
-torch.compile. The tables are printed and written to results/speed/<card>.md, each as soon as it is ready. A part that
-fails or exceeds its time limit says so in one line, and the next part runs.
+the kernels of such a step. Then come the vocabulary loss, attention, and torch.compile. The tables are printed and
+written to results/speed/<card>.md, each as soon as it is ready. A part that fails or exceeds its time limit says so in
+one line, and the next part runs.
 
 --count needs no GPU: it counts the kernel launches, memory traffic and matrix work of a step on fake tensors. --tiny
 runs every part in seconds, also on a CPU, to see that it works; its times mean nothing.

@@ -1,14 +1,14 @@
-"""Times models side by side over a development set: teacher against student, in every form one might deploy.
+"""Times models side by side on a dev set: teacher against student, in every form you might deploy.
 
 The paper's table (one pass over STS-B's pairs, batch size 1, on a CPU) and larger batches:
 
     python scripts/benchmark_inference.py --models bert-base-uncased serialization_dir/my_first_training --data_dir glue
 
-Models that have been fine-tuned on the task (scripts/run_glue.py --save_models) are scored as well, in every form: what
-is half as large or twice as fast is of use only if it still answers right. The ONNX files are those of
-scripts/export_onnx.py; where they are missing they are made, in the model's folder.
+Models that have been fine-tuned on the task (scripts/run_glue.py --save_models) are scored as well, in every form: a
+smaller or faster form is useful only if it still answers correctly. The ONNX files are those of scripts/export_onnx.py;
+where they are missing they are made, in the model's folder.
 
-All forms take turns, so that what else happens on the machine happens to all; the median of the turns counts.
+All forms take turns, so that other load on the machine affects them equally; the median of the turns counts.
 """
 
 import argparse
@@ -209,16 +209,16 @@ def time_table(forms: list[Form], models: list[str], batch_size: int, n: int) ->
     """A row a form; ratios are to the first model in the same form."""
     rows = []
     for name, shown in FORMS.items():
-        of = {form.model: form for form in forms if form.name == name}
-        if not of:
+        by_model = {form.model: form for form in forms if form.name == name}
+        if not by_model:
             continue
         cells = []
         for model in models:
-            if model not in of:
+            if model not in by_model:
                 cells.append("-")
                 continue
-            seconds = of[model].median(batch_size)
-            against = of[models[0]].median(batch_size) / seconds if models[0] in of else float("nan")
+            seconds = by_model[model].median(batch_size)
+            against = by_model[models[0]].median(batch_size) / seconds if models[0] in by_model else float("nan")
             cells.append(f"{seconds:.1f} s = {1e3 * seconds / n:.2f} ms a text, {against:.2f}x")
         rows.append([shown, *cells])
     return utils.markdown_table([f"batch size {batch_size}", *models], rows)
@@ -227,12 +227,12 @@ def time_table(forms: list[Form], models: list[str], batch_size: int, n: int) ->
 def accuracy_table(forms: list[Form], models: list[str], task: str) -> str:
     rows = []
     for name, shown in FORMS.items():
-        of = {form.model: form for form in forms if form.name == name}
-        if name == BODY or not of:
+        by_model = {form.model: form for form in forms if form.name == name}
+        if name == BODY or not by_model:
             continue
         cells = []
         for model in models:
-            form = of[model]
+            form = by_model[model]
             scored = "" if form.score is None else f"{form.score:.2f}, "
             cells.append(f"{scored}± {100 * form.deviation:.2g} %")
         rows.append([shown, *cells])

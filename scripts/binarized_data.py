@@ -4,12 +4,12 @@
         --dump_file data/binarized_text
 
 writes data/binarized_text.bert-base-uncased.pickle. The text streams through, so memory does not grow with it: one file
-or many (`--file_path 'wiki/*.txt.gz' books.txt`), or standard input (`--file_path -`). If it was interrupted, by a full
-disk or the end of a job, the same command with --resume continues and ends in the same bytes.
+or many (`--file_path 'wiki/*.txt.gz' books.txt`), or standard input (`--file_path -`). After an interruption, such as
+a full disk or the end of a job, the same command with --resume continues and gives the same bytes.
 
-Several processes divide the text between them and write a shard each: started by torchrun, or each with a number, as a
-job array gives it (`--shard_id $SLURM_ARRAY_TASK_ID --num_shards 16`). train.py takes the shards as they are
-(`--data_file 'data/binarized_text.*-of-00016.pickle'`); scripts/merge_data.py joins them.
+Several processes divide the text and write a shard each: start them with torchrun, or as a job array with a number each
+(`--shard_id $SLURM_ARRAY_TASK_ID --num_shards 16`). train.py takes the shards as they are (`--data_file
+'data/binarized_text.*-of-00016.pickle'`); scripts/merge_data.py joins them.
 """
 
 import argparse
@@ -28,9 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.files import expand_globs, shard_name
 from corpus.text_reader import STDIN, Block, TextReader, spans_of
-from corpus.token_writer import TokenFileWriter, is_unfinished, write_token_file
 from corpus.tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
-from dataset import partial_folder
+from dataset import TokenFileWriter, is_unfinished, partial_folder, write_token_file
 from files.paths import check_input_file, check_output_file
 from utils import InputError, integer, logger, n_cores, path
 
@@ -106,10 +105,7 @@ def files_of(names: list[str]) -> list[str]:
 def identity_of(paths: list[str], shard: tuple[int, int]) -> dict:
     """What must be the same for an interrupted run to continue."""
     stats = {name: os.stat(name) for name in paths if name != STDIN}
-    return {
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()],
-        "shard": list(shard),
-    }
+    return {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()], "shard": list(shard)}
 
 
 def is_finished(target: str, paths: list[str]) -> bool:

@@ -1,13 +1,13 @@
-"""One table of several models on the same held-out text: size, loss, agreement with the teacher, speed; and what sets
-the first of them apart from each other one, with its error. If the teacher has no vocabulary head, as sentence encoders
-have none, hidden states are compared instead, and no words are masked.
+"""Compares models on the same held-out text in one table: size, loss, agreement with the teacher, speed; and how the
+first one differs from each of the others, with standard errors. If the teacher has no vocabulary head, like a sentence
+encoder, hidden states are compared instead, and no words are masked.
 
     python scripts/compare_models.py --data_file data/binarized_text.bert-base-uncased.pickle \\
         --teacher bert-base-uncased --models serialization_dir/my_first_training
 
-The text is the share of --data_file that train.py holds out too, or with --valid_data_file all of that file. Speed is
-that of the forward pass, in the precision and on the device that train.py would choose; the models take turns, and the
-median of the turns counts. Words are masked evenly, or with --token_counts as in training.
+The text is the share of --data_file that train.py holds out too, or all of --valid_data_file. Speed is that of the
+forward pass, in the precision and on the device that train.py would choose; the models take turns, and the median of
+the turns counts. Words are masked evenly, or with --token_counts as in training.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Examines binarized text before days of training are spent on it.
+"""Examines binarized text before you spend days of training on it.
 
     python scripts/corpus_doctor.py --data_file data/binarized_text.bert-base-uncased.pickle \\
         --tokenizer_name bert-base-uncased --teacher_name bert-base-uncased --plot data/corpus.png
 
-Whatever is given, it verifies checksums, and looks at lengths, duplicates, unknown and special tokens, and what
+It always verifies checksums, and looks at lengths, duplicates, unknown and special tokens, and what
 train.py would split and drop. With the tokenizer it shows some of the text, plain and masked; with the teacher, it also
 measures the teacher's loss on a sample, which exposes a wrong tokenizer, and says what a run needs of memory and disk.
 

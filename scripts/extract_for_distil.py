@@ -7,14 +7,14 @@ writes init.pth, for train.py --from_pretrained_weights, and beside it init.json
 --from_pretrained_config where that is not half the teacher's depth. With --save_model FOLDER the student is also
 saved untrained, so that its scores later show what the training was worth.
 
-Of twelve layers 0 2 4 7 9 11 are taken, of another number every second, evenly spread. With --choose_layers and a
-binarized text several lists are tried out on it before, without any training, and the best is taken:
+Of twelve layers, it takes 0 2 4 7 9 11; of any other number, half of them, evenly spread. With --choose_layers and a
+binarized text, it tries several choices on the text, without training, and takes the best:
 
     python scripts/extract_for_distil.py --bert_model bert-base-uncased --vocab_transform --choose_layers \\
         --data_file data/binarized_text.bert-base-uncased.pickle
 
-A DistilBERT has no token types:
-BERT's row 0, which is added to every position, is folded into the table of positions, so nothing is lost.
+DistilBERT has no token types. BERT's type 0, which is added at every position, is folded into the table of positions,
+so nothing is lost.
 """
 
 import argparse

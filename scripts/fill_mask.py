@@ -1,4 +1,4 @@
-"""Shows what models guess for the masked word of a sentence, side by side.
+"""Shows what models predict for the masked word of a sentence, side by side.
 
     python scripts/fill_mask.py --models bert-base-uncased serialization_dir/my_first_training \\
         --text "The river [MASK] in spring."

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.files import TokenCorpus, expand_globs, open_corpus
-from corpus.token_writer import write_token_file
 from corpus.tokenization import boundary_ids, describe_tokenizer, has_boundaries, load_tokenizer
+from dataset import write_token_file
 from files.paths import check_output_file
 from utils import InputError, logger, path
 

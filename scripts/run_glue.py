@@ -194,18 +194,18 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
     for seed in dict.fromkeys(args.seeds):
         for task in tasks:
             train, dev = data[task.name]
-            of = (train[: args.max_train_examples], dev, args, device, dtype)
+            settings = (train[: args.max_train_examples], dev, args, device, dtype)
             run = {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
             for name in names:
                 row = models[name] | run
-                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *of)
+                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *settings)
             if not args.distil:
                 continue
             teacher = kept_at(args, names[0], task.name, seed)
             run |= {"teacher": models[names[0]]["weights"], "alpha_ce": args.alpha_ce, "temperature": args.temperature}
             for name in names[1:]:
                 row = models[name] | run | {"model": taught(name)}
-                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *of, teacher=teacher)
+                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *settings, teacher=teacher)
 
 
 def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:

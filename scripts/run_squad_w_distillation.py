@@ -119,7 +119,7 @@ class DistillationTrainer(Trainer):
         padded = ~inputs["attention_mask"].bool()  # (bs, seq_length); no answer is there
         loss = torch.zeros((), device=padded.device)
         for name, positions in zip(("start_logits", "end_logits"), right, strict=True):
-            s, t = (of[name].float().masked_fill(padded, -1e4) for of in (output, t_output))  # (bs, seq_length)
+            s, t = (given[name].float().masked_fill(padded, -1e4) for given in (output, t_output))  # (bs, seq_length)
             kl = losses.ce_loss(s, t, recipe.temperature).mean()
             loss = loss + recipe.alpha_ce * kl + recipe.alpha_squad * functional.cross_entropy(s, positions)
         return (loss / 2, output) if return_outputs else loss / 2

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from corpus.token_writer import write_token_file
+from dataset import write_token_file
 
 SPECIAL = {"unk": 1, "cls": 2, "sep": 3, "pad": 0, "mask": 4, "bos": None, "eos": None}
 MADE_BY = {"tokenizer": "some", "vocab_size": 1000, "vocab_hash": "0", "special_ids": SPECIAL}

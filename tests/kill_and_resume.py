@@ -254,12 +254,12 @@ def table(rows: list[dict]) -> str:
     kinds = ("instant", "call", "no room")
     lines = []
     for name in dict.fromkeys(row["case"] for row in rows):
-        of = [row for row in rows if row["case"] == name]
-        kills = [kill for row in of for kill in row["kills"]]
+        trials = [row for row in rows if row["case"] == name]
+        kills = [kill for row in trials for kill in row["kills"]]
         places = {(call, place) for how, call, place, _ in kills if how != "instant"}
-        right = sum(row["same"] and not row["left"] and "faults" not in row for row in of)
+        right = sum(row["same"] and not row["left"] and "faults" not in row for row in trials)
         counts = [sum(how == kind for how, *_ in kills) for kind in kinds]
-        lines.append([name, *map(str, (*counts, len(places), len(of), right))])
+        lines.append([name, *map(str, (*counts, len(places), len(trials), right))])
     total = [str(sum(int(line[i]) for line in lines)) for i in range(1, 7)]
     header = ["command", "killed at an instant", "at a call", "no room", "calls and places", "trials", "bit for bit"]
     return markdown_table(header, [*lines, ["all", *total]])

@@ -16,8 +16,7 @@ ORDER = (
     "training: configurations dry_run meter optimization objective batches relation_loss losses run_folder checkpoint "
     "flags recipe model_card metrics_files distributed stop_signal",
     "lm_seqs_dataset",
-    "corpus: vocabulary_trimming overlap statistics token_counts files token_writer tokenization documents parallel "
-    "text_reader",
+    "corpus: vocabulary_trimming overlap statistics token_counts files tokenization documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
     "models: trimming student flops loading memory families",

@@ -21,12 +21,12 @@ def glue(tmp_path_factory):
 
 def tables(out):
     """Title of the first column -> row -> cells."""
-    of = {}
+    found = {}
     for block in out.split("\n\n"):
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")]
         if rows:
-            of[rows[0][0]] = {row[0]: row[1:] for row in rows[2:]}
-    return of
+            found[rows[0][0]] = {row[0]: row[1:] for row in rows[2:]}
+    return found
 
 
 def test_a_fine_tuned_model_scores_the_same_in_every_form(tmp_path, workspace, glue, capsys):

@@ -19,7 +19,8 @@ from processes import run_together, running
 from transformers import AutoTokenizer
 from workspace import ROOT, make_text, run
 
-from corpus import text_reader, token_writer
+import dataset
+from corpus import text_reader
 from corpus.files import open_corpus
 from corpus.tokenization import LineEncoder
 from dataset import open_token_file
@@ -178,8 +179,8 @@ def test_interrupted_anywhere_and_resumed_it_ends_in_the_same_bytes(
     binarize(text, name="whole")
     whole = (tmp_path / NAME.replace("text", "whole")).read_bytes()
     owner, name = {
-        "append": (token_writer.TokenFileWriter, "append"),
-        "checkpoint": (token_writer.TokenFileWriter, "checkpoint"),
+        "append": (dataset.TokenFileWriter, "append"),
+        "checkpoint": (dataset.TokenFileWriter, "checkpoint"),
         "fsync": (os, "fsync"),
         "replace": (os, "replace"),
     }[place]
@@ -198,7 +199,7 @@ def test_interrupted_anywhere_and_resumed_it_ends_in_the_same_bytes(
         # Dying must not tidy up: a process that is killed doesn't.
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, kill)
-            patch.setattr(token_writer.TokenFileWriter, "close", release_only)
+            patch.setattr(dataset.TokenFileWriter, "close", release_only)
             try:
                 binarize(text, "--resume")
                 died = False
@@ -263,7 +264,7 @@ def test_a_full_disk_costs_nothing_that_was_done(tmp_path, binarize, text, small
         return io.BufferedRandom(Disk(writer.folder / name, "r+"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_writer.TokenFileWriter, "_open", open_there)
+        patch.setattr(dataset.TokenFileWriter, "_open", open_there)
         binarize(text, expect=1)
     error = capsys.readouterr().err
     assert error.count("\nerror: ") == 1
@@ -279,7 +280,7 @@ def test_resume_refuses_another_text_and_does_nothing_when_done(
     tmp_path, binarize, text, small_blocks, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(token_writer.TokenFileWriter, "finish", lambda writer: 1 / 0)
+        patch.setattr(dataset.TokenFileWriter, "finish", lambda writer: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             binarize(text)
     text.write_text(text.read_text() + "more\n")
@@ -294,7 +295,7 @@ def test_resume_refuses_another_text_and_does_nothing_when_done(
 
 def test_damage_to_an_unfinished_file_is_found(tmp_path, binarize, text, small_blocks, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(token_writer.TokenFileWriter, "finish", lambda writer: 1 / 0)
+        patch.setattr(dataset.TokenFileWriter, "finish", lambda writer: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             binarize(text)
     tokens = tmp_path / f"{NAME}.partial" / "tokens"
@@ -311,7 +312,7 @@ def test_damage_to_an_unfinished_file_is_found(tmp_path, binarize, text, small_b
 
 
 def test_two_processes_can_not_write_the_same_file(tmp_path, binarize, text, capsys):
-    with token_writer.write_token_file(tmp_path / NAME, {"vocab_size": 9}) as writer:
+    with dataset.write_token_file(tmp_path / NAME, {"vocab_size": 9}) as writer:
         binarize(text, expect=2)
         assert "being written by another process" in capsys.readouterr().err
         writer.append(np.arange(3), np.array([3]))

@@ -13,8 +13,7 @@ from corpora import write
 from hypothesis import given, settings
 from processes import run_command
 
-from corpus.token_writer import write_token_file
-from dataset import open_token_file
+from dataset import open_token_file, write_token_file
 from files.plain_pickle import load_plain_pickle
 from utils import InputError
 

@@ -169,7 +169,7 @@ def test_a_student_of_another_width_is_compared_through_a_projection_that_learns
     batch = pad(prepare_batch_mlm(sequences, masking, generator), Padding(0), recipe.head_on_all_tokens)
     distiller = make_distiller(student, teacher, recipe)
     assert distiller.student.dim == 24
-    widen = distiller.objective.widening.projection.weight
+    widen = distiller.objective.widening.linear.weight
     exact, exact_widen = copy.deepcopy(student).double(), widen.detach().double().requires_grad_()
     triples = [triple(batch, batch.input_ids.shape)]
     loss = straightforward(exact, copy.deepcopy(teacher).double(), triples, recipe, exact_widen)
@@ -179,7 +179,7 @@ def test_a_student_of_another_width_is_compared_through_a_projection_that_learns
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert_gradients_equal(gradients, exact)
     assert ((before - widen) * exact_widen.grad).sum() > 0  # a step against the gradient
-    same = make_distiller(student, teacher, recipe).objective.widening.projection.weight
+    same = make_distiller(student, teacher, recipe).objective.widening.linear.weight
     assert torch.equal(same, before)  # drawn from the seed
 
 
@@ -216,9 +216,9 @@ def test_causal_losses_equal_the_formula():
     draw = lambda n: [generator.integers(0, 90, generator.integers(5, 30)) for _ in range(n)]
     micro_batches = [pad(prepare_batch_clm(draw(n)), Padding(0), True) for n in (2, 7)]
     triples = []
-    for batch in micro_batches:
-        attended = batch.attention_mask.bool()
-        triples.append((batch.input_ids, attended, batch.input_ids.masked_fill(~attended, -100)))
+    for micro_batch in micro_batches:
+        ids, attended = micro_batch.input_ids, micro_batch.attention_mask
+        triples.append((ids, attended, ids.masked_fill(~attended, -100)))
     exact = copy.deepcopy(student).double()
     loss = straightforward(exact, copy.deepcopy(teacher).double(), triples, recipe)
     loss.backward()

@@ -14,8 +14,7 @@ from workspace import ROOT
 
 import dataset
 from corpus.files import open_corpus
-from corpus.token_writer import write_token_file
-from dataset import open_token_file
+from dataset import open_token_file, write_token_file
 from lm_seqs_dataset import LmSeqsDataset
 from utils import InputError, RunError
 

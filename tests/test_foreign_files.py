@@ -12,11 +12,10 @@ from workspace import load_tokenizer
 
 from corpus import overlap
 from corpus.files import open_corpus
-from corpus.token_writer import PROGRESS, write_token_file
 from corpus.tokenization import describe_tokenizer
 from corpus.tokenization import load_tokenizer as checked_tokenizer
 from corpus.vocabulary_trimming import KEPT_FILE, Kept
-from dataset import partial_folder
+from dataset import PROGRESS, partial_folder, write_token_file
 from evaluation import scores, squad
 from evaluation.sentence_encoder import sentence_transformers_files
 from models.loading import load_config

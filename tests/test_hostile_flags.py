@@ -36,7 +36,6 @@ MEASURING = {  # what scripts do for long once their flags are known to be right
     "report": {"make_page": ""},
     "run_glue": {"fine_tune_and_score": {"score": 0.0}},
     "benchmark_training": {"run_case": None},
-    "benchmark_checkpoint": {"measure": None},
     "benchmark_gpu": {"run_parts": []},
     "benchmark_kernels": dict.fromkeys(["ceilings", "vocabulary", "attention"], ()),
     "benchmark_launches": {"report": ""},
@@ -125,7 +124,6 @@ def right_flags(workspace, tmp_path_factory):
         "corpus_doctor": ["--data_file", data, "--tokenizer_name", name, "--n_examples", 1],
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
         "benchmark_corpus": ["--file_path", short, "--tokenizer_name", name, "--work_dir", out],
-        "benchmark_checkpoint": ["--work_dir", out],
         "benchmark_gpu": ["--tiny", "--output", out / "gpu.md"],
         "benchmark_kernels": ["--tiny"],
         "benchmark_launches": ["--tiny"],
@@ -210,7 +208,8 @@ def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
                 shutil.rmtree(finished, ignore_errors=True)
                 shutil.copytree(saved, finished)
             shutil.rmtree(out)
-    assert not failures, f"{len(failures)} of {n_cases}:\n" + "\n".join(failures)
+    told = "\n".join(failures).encode(errors="backslashreplace").decode()  # else xdist could not tell it
+    assert not failures, f"{len(failures)} of {n_cases}:\n{told}"
     return n_cases
 
 

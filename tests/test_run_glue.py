@@ -176,7 +176,7 @@ def test_the_loss_of_a_taught_model_is_that_of_the_definition(tmp_path, student,
         following = 9 * (log_t.exp() * (log_t - log_s)).sum(1).mean()
         of_task = -s_logits.log_softmax(1)[range(4), labels].mean()
     else:
-        following, of_task = ((s_logits - of).square().mean() for of in (t_logits, labels[:, None]))
+        following, of_task = ((s_logits - target).square().mean() for target in (t_logits, labels[:, None]))
     assert loss.item() == pytest.approx((0.3 * of_task + 0.7 * following).item(), rel=1e-4)
 
 

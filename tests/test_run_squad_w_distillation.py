@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_the_definition(tmp_path, teacher, extracted):
         s = models[0](ids[i : i + 1, :length])
         t = models[1](ids[i : i + 1, :length])
         for name, right in (("start_logits", batch["start_positions"][i]), ("end_logits", batch["end_positions"][i])):
-            log_s, log_t = ((of[name][0].double() / 3.0).log_softmax(0) for of in (s, t))
+            log_s, log_t = ((logits[name][0].double() / 3.0).log_softmax(0) for logits in (s, t))
             kl = (log_t.exp() * (log_t - log_s)).sum() * 3.0**2
             ce = F.cross_entropy(s[name][0].double(), right)
             expected = expected + (0.7 * kl + 0.2 * ce) / 2 / 3

@@ -1,10 +1,10 @@
-"""The states that a run can continue from: the newest few, each in its own folder, with a checksum; and whether
-a command may continue a run.
+"""The states that a run can continue from, each in its own folder with a checksum, and whether a command may continue
+it.
 
     checkpoints/step_1200/state.pth         everything that changes during a run (see `Distiller.state_dict`)
     checkpoints/step_1200/checksum.json     of that file, and its size
 
-A checkpoint appears under its name whole or not at all. If its checksum shows later damage, the one
+A checkpoint appears under its name whole or not at all. If it is damaged later, its checksum shows it, and the one
 before it is used.
 """
 

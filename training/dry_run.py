@@ -1,54 +1,27 @@
-"""What a run will take, measured on a few of its steps. Writes nothing; the student it trains is discarded.
+"""What a run will take, measured on a few of its steps. Writes nothing; the student it trains is discarded. `distiller`
+is the run's `Distiller`.
 
-The time is that of the timed steps, by the tokens in them and in the whole run; a first step, in which kernels are
-chosen and buffers made, is not timed. The largest micro-batch follows from the memory of two of them, of different
-size, of the longest sequences; a tenth of what is free is left alone.
+The time of the timed steps is scaled by tokens to the whole run; the first step, which chooses kernels and makes
+buffers, is not timed. The largest micro-batch follows from the memory of two micro-batches of different size, made of
+the longest sequences; a tenth of the free memory is kept in reserve.
 """
 
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import torch
 
-from models.families import LanguageModel
 from models.memory import PeakAbove, available_memory, peak_memory
-from training.batches import MicroBatch, RunData, StepCounts, pad, prepare_batch_clm, prepare_batch_mlm
-from training.distributed import World, now
+from training.batches import MicroBatch, StepCounts, pad, prepare_batch_clm, prepare_batch_mlm
+from training.distributed import now
 from training.losses import usual_chunk
-from training.meter import Meter
-from training.objective import Objective, loss_weights
-from training.optimization import Optimization
-from training.recipe import Recipe
+from training.objective import loss_weights
 
 RESERVE = 0.1  # of the free memory
 GIB = 2**30
-
-
-class Run(Protocol):
-    """What a dry run needs of a `Distiller`, which says what each of these is."""
-
-    recipe: Recipe
-    student: LanguageModel
-    data: RunData
-    world: World
-    meter: Meter
-    objective: Objective
-    optimization: Optimization
-    dtype: torch.dtype
-    n_steps: int
-    steps_per_epoch: int
-    eval_interval: int
-    peak_flops: float | None
-
-    def steps(self) -> Iterator[list[MicroBatch]]: ...
-    def step(self, micro_batches: list[MicroBatch], counts: StepCounts) -> bool: ...
-    def evaluate(self) -> dict[str, float] | None: ...
 
 
 @dataclass
@@ -73,24 +46,24 @@ class Estimate:
         return (self.training + self.evaluations) / 3600
 
 
-def make_estimate(run: Run, n_steps: int) -> Estimate:
+def make_estimate(distiller, n_steps: int) -> Estimate:
     """Takes up to n_steps + 1 steps, one evaluation and two micro-batches. Called by all processes."""
-    timed, tokens, flops, seconds = time_steps(run, n_steps)
+    timed, tokens, flops, seconds = time_steps(distiller, n_steps)
     per_second = tokens / seconds
     n_evaluations, evaluation = 0, 0.0
-    if run.data.held_out:
-        n_evaluations = 1 + run.n_steps // run.eval_interval
+    if distiller.data.held_out:
+        n_evaluations = 1 + distiller.n_steps // distiller.eval_interval
         start = time.monotonic()
-        run.evaluate()
+        distiller.evaluate()
         evaluation = time.monotonic() - start
-    peak = peak_memory(run.world.device)
-    available, per_token, largest = largest_micro_batch(run)
-    disk, while_saving = disk_space(run)
+    peak = peak_memory(distiller.world.device)
+    available, per_token, largest = largest_micro_batch(distiller)
+    disk, while_saving = disk_space(distiller)
     return Estimate(
         steps_timed=timed,
         tokens_per_second=per_second,
-        mfu=flops / seconds / run.world.size / run.peak_flops if run.peak_flops else None,
-        training=run.recipe.n_epoch * run.data.train_set.n_tokens / per_second,
+        mfu=flops / seconds / distiller.world.size / distiller.peak_flops if distiller.peak_flops else None,
+        training=distiller.recipe.n_epoch * distiller.data.train_set.n_tokens / per_second,
         n_evaluations=n_evaluations,
         evaluations=n_evaluations * evaluation,
         peak_memory=peak,
@@ -102,38 +75,38 @@ def make_estimate(run: Run, n_steps: int) -> Estimate:
     )
 
 
-def time_steps(run: Run, n_steps: int) -> tuple[int, float, float, float]:
+def time_steps(distiller, n_steps: int) -> tuple[int, float, float, float]:
     """Returns: steps timed, tokens and FLOPs in them on all processes, seconds."""
-    device = run.world.device
-    n_steps = min(n_steps, max(1, run.steps_per_epoch - 1))
-    warm_up = 1 if run.steps_per_epoch > 1 else 0
+    device = distiller.world.device
+    n_steps = min(n_steps, max(1, distiller.steps_per_epoch - 1))
+    warm_up = 1 if distiller.steps_per_epoch > 1 else 0
     tokens = flops = 0.0
-    with run.meter.progress():
-        steps = run.steps()
+    with distiller.meter.progress():
+        steps = distiller.steps()
         for done in range(warm_up + n_steps):
             if done == warm_up:
                 start = now(device)
             micro_batches = next(steps)
-            counts = StepCounts.of(micro_batches).over_all(run.world)
-            run.step(micro_batches, counts)
+            counts = StepCounts.of(micro_batches).over_all(distiller.world)
+            distiller.step(micro_batches, counts)
             if done >= warm_up:
                 tokens += counts.tokens
-                flops += run.objective.work.flops(counts)
+                flops += distiller.objective.work.flops(counts)
         seconds = now(device) - start
     return n_steps, tokens, flops, seconds
 
 
-def largest_micro_batch(run: Run) -> tuple[int, float, int]:
+def largest_micro_batch(distiller) -> tuple[int, float, int]:
     """Returns: free memory (with weights and optimizer loaded), bytes a token, and how many tokens fit."""
-    device = run.world.device
-    longest = int(run.data.train_set.lengths.max())
-    few = math.ceil(usual_chunk(device, run.student.model.config.vocab_size) / longest)
+    device = distiller.world.device
+    longest = int(distiller.data.train_set.lengths.max())
+    few = math.ceil(usual_chunk(device, distiller.student.model.config.vocab_size) / longest)
     sizes = (few, 4 * few)  # sequences; from a whole chunk of logits on, memory grows by the token
     memory = []
     for n in sizes:
-        micro_batch = _longest_micro_batch(run, n).to(device)
+        micro_batch = _longest_micro_batch(distiller, n).to(device)
         with PeakAbove(device) as peak:
-            try_micro_batch(run, micro_batch)
+            try_micro_batch(distiller, micro_batch)
         memory.append(peak.bytes)
     available = int((1 - RESERVE) * available_memory(device))
     per_token = max(1.0, (memory[1] - memory[0]) / (longest * (sizes[1] - sizes[0])))
@@ -141,38 +114,38 @@ def largest_micro_batch(run: Run) -> tuple[int, float, int]:
     return available, per_token, int((available - fixed) / per_token)
 
 
-def try_micro_batch(run: Run, micro_batch: MicroBatch) -> None:
+def try_micro_batch(distiller, micro_batch: MicroBatch) -> None:
     """Forward and backward, for what it costs."""
-    weights = loss_weights(run.recipe.alphas, StepCounts.of([micro_batch]))
-    run.objective.begin_step()
-    s, t = run.objective.read_as_student(micro_batch), run.objective.read_as_teacher(micro_batch)
-    loss, _ = run.objective(s, t, micro_batch, weights)
-    run.optimization.backward(loss)
-    run.optimization.forget_gradients()
+    weights = loss_weights(distiller.recipe.alphas, StepCounts.of([micro_batch]))
+    distiller.objective.begin_step()
+    s, t = distiller.objective.read_as_student(micro_batch), distiller.objective.read_as_teacher(micro_batch)
+    loss, _ = distiller.objective(s, t, micro_batch, weights)
+    distiller.optimization.backward(loss)
+    distiller.optimization.forget_gradients()
 
 
-def _longest_micro_batch(run: Run, n: int) -> MicroBatch:
-    data = run.data
+def _longest_micro_batch(distiller, n: int) -> MicroBatch:
+    data = distiller.data
     sequences = [data.train_set[int(data.train_set.lengths.argmax())]] * n
     if data.masking is None:
         return pad(prepare_batch_clm(sequences), data.padding, head_on_all_tokens=True)
     batch = prepare_batch_mlm(sequences, data.masking, np.random.default_rng(0))
-    return pad(batch, data.padding, run.recipe.head_on_all_tokens)
+    return pad(batch, data.padding, distiller.recipe.head_on_all_tokens)
 
 
-def disk_space(run: Run) -> tuple[int, int]:
+def disk_space(distiller) -> tuple[int, int]:
     """Returns: what the run leaves in its folder, and what it takes besides while the largest file is replaced."""
-    model = run.student.model
+    model = distiller.student.model
     weights = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
     trained = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if tensor.requires_grad)
     state = weights + 2 * trained  # Adam's two moments
-    n_models = 2 + run.recipe.n_epoch + (1 if run.data.held_out else 0)  # checkpoint.pth, model.safetensors, best
-    return n_models * weights + run.recipe.keep_checkpoints * state, state
+    n_models = 2 + distiller.recipe.n_epoch + bool(distiller.data.held_out)  # checkpoint.pth, model.safetensors, best
+    return n_models * weights + distiller.recipe.keep_checkpoints * state, state
 
 
-def report(estimate: Estimate, run: Run, dump_path: str) -> str:
+def report(estimate: Estimate, distiller, dump_path: str) -> str:
     """The estimate as a table to read."""
-    world = run.world
+    world = distiller.world
     folder = Path(dump_path).absolute()
     folder = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
@@ -180,7 +153,7 @@ def report(estimate: Estimate, run: Run, dump_path: str) -> str:
     needed = estimate.disk + estimate.disk_while_saving
     total = estimate.training + estimate.evaluations
     rows = {
-        "timed": f"{estimate.steps_timed} of {run.n_steps:,} steps: {estimate.tokens_per_second:,.0f} tokens/s, "
+        "timed": f"{estimate.steps_timed} of {distiller.n_steps:,} steps: {estimate.tokens_per_second:,.0f} tokens/s, "
         f"MFU {'unknown' if estimate.mfu is None else format(estimate.mfu, '.1%')}",
         "the whole run": f"{_duration(total)} ({estimate.hours * world.size:.3g} {unit} on {world.size}), "
         f"{_duration(estimate.evaluations)} of it for {estimate.n_evaluations} evaluations",

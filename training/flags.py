@@ -189,9 +189,7 @@ def _add_masking_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--word_keep", type=FRACTION, help="of those, share kept (%(default)s)")
     group.add_argument("--word_rand", type=FRACTION, help="of those, share replaced at random (%(default)s)")
     group.add_argument(
-        "--mlm_smoothing",
-        type=real(0, 10),
-        help="chosen with weight count^-smoothing; 0: evenly (%(default)s)",
+        "--mlm_smoothing", type=real(0, 10), help="chosen in proportion to count^-smoothing; 0: evenly (%(default)s)"
     )
     group.add_argument(
         "--whole_word_mask", action=SWITCH, help="choose whole words, and not pieces of them (default: off)"
@@ -204,16 +202,10 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", type=integer(1), help="sequences a batch (%(default)s)")
     group.add_argument("--tokens_per_batch", type=integer(1), help="a batch by tokens, padding included, instead")
     group.add_argument(
-        "--gradient_accumulation_steps",
-        type=integer(1),
-        help="batches that a step takes on each process (%(default)s)",
+        "--gradient_accumulation_steps", type=integer(1), help="batches that a step takes on each process (%(default)s)"
     )
     group.add_argument("--shuffle", action=SWITCH, help="draw a new order each epoch (default: on)")
-    group.add_argument(
-        "--group_by_size",
-        action=SWITCH,
-        help="sequences of similar length together (default: on)",
-    )
+    group.add_argument("--group_by_size", action=SWITCH, help="sequences of similar length together (default: on)")
     group.add_argument("--learning_rate", type=real(0, 100, low_allowed=False), help="peak (%(default)s)")
     group.add_argument("--warmup_prop", type=FRACTION, help="share of the steps up to the peak (%(default)s)")
     group.add_argument("--weight_decay", type=real(0, 10), help="not of biases and layer norms (%(default)s)")

@@ -13,8 +13,8 @@ for a backward pass, since their gradient is known in closed form. With s and t 
 and its gradient by s, from which those of the rows and of the projection follow by two matrix products, and are
 overwritten by the next chunk. `ce_gradient` and its like compute value and gradient together.
 
-All are sums; whoever calls them divides by how much is in the whole step, so that micro-batches of unequal size count
-by their tokens. They compute in float32, or in float64 if that comes in.
+The weights of the terms contain the division by what is in the whole step, so that micro-batches of unequal size count
+by their tokens. Everything computes in float32, or in float64 if given that.
 
 Dimensions: n rows, the first n_labels of them with a label; voc_size, and voc_padded, the next multiple of 8, for which
 matrix products are faster (the columns added have a bias of -inf: probability 0, exactly); dim.
@@ -138,11 +138,11 @@ class Widening(nn.Module):
 
     def __init__(self, s_dim: int, t_dim: int) -> None:
         super().__init__()
-        self.projection = nn.Identity() if s_dim == t_dim else nn.Linear(s_dim, t_dim, bias=False)
+        self.linear = nn.Identity() if s_dim == t_dim else nn.Linear(s_dim, t_dim, bias=False)
 
     def forward(self, s_hidden: torch.Tensor) -> torch.Tensor:
         """(n, s_dim) -> (n, t_dim)."""
-        return self.projection(s_hidden)
+        return self.linear(s_hidden)
 
 
 # ------------------------------------------------------------------------ all terms over the vocabulary, chunk by chunk

@@ -1,6 +1,6 @@
-"""What a run shows while it works: the means of the losses, rates, the time that is left, a progress bar.
+"""What a run shows while it works: mean losses, rates, time left, a progress bar.
 
-Between two log lines sums stay on the device, so that nothing waits for it.
+Between two log lines, sums stay on the device, so that nothing waits for it.
 """
 
 import contextlib

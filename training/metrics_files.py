@@ -1,6 +1,6 @@
-"""What a run notes while it works: metrics.jsonl, and the same for TensorBoard.
+"""The metrics of a run: metrics.jsonl, and the same for TensorBoard.
 
-A disk that is full for a while costs neither a row nor half of one, and neither stops nor hangs the training.
+If the disk is full for a while, no row is lost or torn, and training neither stops nor hangs.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""The README.md of a trained model: what it is, what it reached, how it was made."""
+"""The README.md of a trained model: what it is, its results, and how it was made."""
 
 import statistics
 from pathlib import Path

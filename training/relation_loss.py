@@ -8,7 +8,7 @@ The maps of relations, 3 * n_heads * seq_length floats for each token of both mo
 of a layer. They need not be kept for a backward pass, since the gradient is known in closed form: with x the vectors of
 a head (seq_length, d), s = x x' / sqrt(d), p = softmax(s), and q the same of the teacher,
 
-    KL(q || p), summed over rows        d/ds = p - q = G        d/dx = (G + G') x / sqrt(d)
+    KL(q || p), summed over tokens       d/ds = p - q = G        d/dx = (G + G') x / sqrt(d)
 
 So a part of the heads at a time gives its share of loss and gradient, and its maps are overwritten by the next.
 
@@ -86,7 +86,7 @@ def _loss_and_gradient(
     bs, seq_length, width = s.shape
     s, t = (_heads(x, n_heads, attended) for x in (s, t))  # (bs * n_heads, seq_length, width of a head)
     # What is added to products: by column at padding, (bs * n_heads, 1, seq_length), and at later tokens,
-    # (1, seq_length, seq_length). Rows of padding need nothing: its vectors are 0, so both models agree there.
+    # (1, seq_length, seq_length). Padded tokens need nothing: its vectors are 0, so both models agree there.
     padding = None if attended is None else (UNRELATED * ~attended).to(s.dtype).repeat_interleave(n_heads, 0)[:, None]
     later = (
         torch.full((1, seq_length, seq_length), UNRELATED, dtype=s.dtype, device=s.device).triu(1) if causal else None
