@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from evaluation import held_out
-from models.families import LanguageModel
 from models.flops import peak_flops
+from models.language_model import LanguageModel
 from models.memory import FreeMemory
 from training.batches import MicroBatch, RunData, StepCounts
 from training.distributed import World

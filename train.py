@@ -31,13 +31,14 @@ from evaluation import held_out
 from evaluation.sentence_encoder import sentence_transformers_files
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from models.families import LanguageModel, family_of, freeze
+from models.families import family_of
+from models.language_model import LanguageModel, freeze
 from models.loading import count_parameters, load_config, load_language_model, load_with_or_without_head, some
 from models.memory import check_memory
 from models.student import build_student
 from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
-from training.batches import Masking, Padding, RunData
+from training.batches import Padding, RunData
 from training.checkpoint import check_resume, fingerprint, fingerprint_of_shape
 from training.configurations import (
     check_fit,
@@ -49,6 +50,7 @@ from training.configurations import (
 )
 from training.distributed import World, choose_dtype, describe_device, init_world
 from training.flags import sanity_checks, whole_model
+from training.masking import Masking
 from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
 from utils import InputError, logger
 

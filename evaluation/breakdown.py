@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evaluation import held_out
-from models.families import LanguageModel
+from models.language_model import LanguageModel
 from models.student import with_layers
 from training.batches import MicroBatches
 from training.distributed import World

@@ -20,10 +20,11 @@ from corpus.files import TokenCorpus
 from corpus.tokenization import describe_tokenizer, padding_id
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from models.families import LanguageModel
-from training.batches import Batches, Masking, MicroBatch, MicroBatches, Padding, StepCounts
+from models.language_model import LanguageModel
+from training.batches import Batches, MicroBatch, MicroBatches, Padding, StepCounts
 from training.distributed import World
 from training.losses import ce_loss, cos_loss, label_loss, usual_chunk
+from training.masking import Masking
 from training.metrics_files import TRAINING_MASKS
 from training.objective import Objective, loss_weights
 

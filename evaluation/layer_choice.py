@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evaluation import held_out
-from models.families import LanguageModel
+from models.language_model import LanguageModel
 from models.student import spread_layers, with_layers
 from training.batches import MicroBatches
 from training.distributed import World

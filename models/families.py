@@ -3,14 +3,12 @@
 Dimensions: bs sequences of seq_length tokens; n rows (hidden states of some of the tokens); dim; voc_size.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from utils import InputError
 
@@ -116,117 +114,6 @@ def family_of(config: PretrainedConfig) -> Family:
     return FAMILIES[config.model_type]
 
 
-class LanguageModel(nn.Module):
-    """A model taken apart into encoder and vocabulary head, so that only the rows of interest reach the head."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.family = family_of(model.config)
-        self._vectors: dict[str, torch.Tensor] = {}
-
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states.
-
-        Args:
-            attention_mask: (bs, seq_length) bool; padding stands at the right. None: nothing is padded.
-        """
-        if self.family.causal:
-            attention_mask = None  # what stands at the right is never looked at
-        elif attention_mask is not None:
-            attention_mask = self._masks(attention_mask)
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        return output.last_hidden_state.flatten(0, 1)
-
-    def _masks(self, attended: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """(bs, seq_length) bool -> what the encoder takes: (bs, 1, 1, seq_length), since in any other form the library
-        asks the device about it; or where some layers look at near tokens only, a mask for each type of layer."""
-        to_all = attended[:, None, None, :]
-        config = self.model.config
-        if SLIDING not in (getattr(config, "layer_types", None) or ()):
-            return to_all
-        place = torch.arange(attended.shape[1], device=attended.device)
-        near = (place[:, None] - place).abs() <= config.sliding_window  # (seq_length, seq_length)
-        return {FULL: to_all.expand(-1, -1, attended.shape[1], -1), SLIDING: to_all & near}
-
-    def watch(self, layer: int) -> tuple[int, ...]:
-        """From now on each call of `hidden` leaves this layer's queries, keys and values in `vectors`.
-
-        Returns: the width of each of the three.
-        """
-        widths = []
-        for name in self.family.queries_keys_values:
-            product = self.model.get_submodule(f"{self.family.layers}.{layer}.{name}")
-            product.register_forward_hook(functools.partial(self._keep, name))
-            widths.append(product.nf if isinstance(product, Conv1D) else product.out_features)
-        return tuple(widths) if len(widths) == 3 else (widths[0] // 3,) * 3
-
-    def _keep(self, name: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self._vectors[name] = output
-
-    @property
-    def vectors(self) -> tuple[torch.Tensor, ...]:
-        """(bs, seq_length, width) each: queries, keys and values of the last call, before heads and rotations."""
-        found = [self._vectors[name] for name in self.family.queries_keys_values]
-        return tuple(found) if len(found) == 3 else found[0].chunk(3, -1)
-
-    def transform(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""
-        return self.family.transform(self.model, hidden)
-
-    def cast_products(self, dtype: torch.dtype) -> None:
-        """Stores the weights of a frozen model in the dtype that autocast would cast them to each time, but for those
-        of the projection, which may be the embeddings too. The results are the same, bit for bit."""
-        for module in self.model.modules():
-            if isinstance(module, nn.Linear | Conv1D) and module is not self.projection:
-                for parameter in module.parameters():
-                    parameter.data = parameter.data.to(dtype)
-
-    def freeze_head(self) -> None:
-        """Keeps all weights as they are that are not the encoder's."""
-        of_encoder = {id(parameter) for parameter in self.encoder.parameters()}
-        for parameter in self.model.parameters():
-            if id(parameter) not in of_encoder:
-                parameter.requires_grad_(False)
-
-    @property
-    def uses_dropout(self) -> bool:
-        """Whether training draws random numbers."""
-        return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
-
-    @property
-    def projection(self) -> nn.Linear:
-        """(n, dim) -> (n, voc_size)."""
-        return self.model.get_submodule(self.family.projection)
-
-    @property
-    def encoder(self) -> PreTrainedModel:
-        """The model without its vocabulary head."""
-        return self.model.get_submodule(self.family.encoder)
-
-    @property
-    def dim(self) -> int:
-        """Of the hidden states."""
-        return self.model.config.hidden_size
-
-    @property
-    def depth(self) -> int:
-        """How many layers it has."""
-        return self.model.config.num_hidden_layers
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(n, dim) last hidden states -> (n, voc_size)."""
-        return self.projection(self.transform(hidden))
-
-
 def max_length(config: PretrainedConfig) -> int:
     """The longest sequence that the model can take, in tokens."""
     return config.max_position_embeddings - family_of(config).positions_before_first
-
-
-def freeze(model: PreTrainedModel, table: str | None) -> bool:
-    """Keeps an embedding table of the model as it is. Returns whether the model has it."""
-    if table is None:
-        return False
-    model.get_submodule(table).weight.requires_grad_(False)
-    return True

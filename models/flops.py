@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from models.families import LanguageModel
+from models.language_model import LanguageModel
 
 # Dense peak in TFLOP/s, from the makers' data sheets: name of the device, 16-bit tensor cores, float32 without them.
 # Names are looked for in this order, as words of what the driver calls the device.

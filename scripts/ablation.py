@@ -125,11 +125,11 @@ def table(folder: Path, rows: list[str], teacher: str, known: list[dict]) -> str
     """Markdown: a row a student, and first the teacher's."""
     figures = {row: held_out(folder / row) for row in rows}
     scored = {name: scores.by_task(known, name) for name in [Path(teacher).name, *rows]}
-    tasks = [task for task in TASKS if all(task in of for of in scored.values())]
+    tasks = [task for task in TASKS if all(task in known_tasks for known_tasks in scored.values())]
     header = ["student", "held-out loss", "KL", "as teacher", *tasks]
     if tasks:
         header += ["mean", "change", "paper's"]
-    medians = {name: [statistics.median(scores[task]) for task in tasks] for name, scores in scored.items()}
+    medians = {name: [statistics.median(by_task[task]) for task in tasks] for name, by_task in scored.items()}
     first = figures[rows[0]]
     cells = [["the teacher", _number(first, "teacher_loss"), "0", "100.0 %", *_scores(medians[Path(teacher).name])]]
     full = medians.get("all")

@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
-from models.families import FAMILIES, LanguageModel, freeze
+from models.families import FAMILIES
+from models.language_model import LanguageModel, freeze
 from models.student import build_student, half_depth_config
 from scripts.benchmark_training import PAD, Case, build_teacher, changed, draw_sequences, masking_of
 from training import losses

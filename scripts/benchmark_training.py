@@ -33,23 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
-from models.families import LanguageModel
+from models.language_model import LanguageModel
 from models.memory import PeakAbove
 from models.student import build_student, half_depth_config
 from training import losses
-from training.batches import (
-    Batches,
-    Masking,
-    MicroBatch,
-    MicroBatches,
-    Padding,
-    RunData,
-    StepCounts,
-    pad,
-    prepare_batch_mlm,
-)
+from training.batches import Batches, MicroBatch, MicroBatches, Padding, RunData, StepCounts, pad, prepare_batch_mlm
 from training.configurations import default_tokens_per_micro_batch
 from training.distributed import World, describe_device, has_native_bf16, init_world, now
+from training.masking import Masking
 from training.optimization import Optimization
 from training.recipe import Recipe
 from utils import integer

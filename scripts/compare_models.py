@@ -31,10 +31,11 @@ from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import similarity_scores
 from files.atomic import atomic_write
 from files.paths import check_input_file, check_output_file
-from models.families import LanguageModel, max_length
+from models.families import max_length
+from models.language_model import LanguageModel
 from models.loading import load_with_or_without_head
-from training.batches import Masking
 from training.distributed import World, add_precision_flags, choose_dtype, describe_device, now, single_process
+from training.masking import Masking
 from training.recipe import Recipe
 from utils import InputError, integer, logger, path, real
 

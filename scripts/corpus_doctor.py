@@ -36,6 +36,7 @@ from corpus.tokenization import describe_tokenizer, load_tokenizer
 from files.paths import check_input_file, check_output_file, check_picture
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import MAX_UNKNOWN, MIN_LENGTH, LmSeqsDataset
+from training.masking import NO_LABEL, Masking, mask_tokens
 from training.recipe import Recipe
 from utils import integer, path
 
@@ -205,8 +206,6 @@ def check_counts(report: Report, counts_file: str, statistics: CorpusStatistics,
 def report_examples(
     report: Report, corpus: TokenCorpus, training: LmSeqsDataset, statistics: CorpusStatistics, tokenizer, args
 ) -> None:
-    from training.batches import NO_LABEL, Masking, mask_tokens  # imports torch
-
     report.section("Examples")
     generator = np.random.default_rng(args.seed)
     chosen = generator.choice(len(training), min(args.n_examples, len(training)), replace=False)
@@ -256,7 +255,7 @@ def report_teacher(
     import torch
 
     from evaluation import held_out
-    from models.families import LanguageModel
+    from models.language_model import LanguageModel
     from training.distributed import has_native_bf16, single_process
 
     world = single_process(None)

@@ -34,7 +34,8 @@ from evaluation import held_out
 from evaluation.layer_choice import Trial, n_trials, one_by_one, usual_lists
 from files.atomic import atomic_folder, atomic_write, write_json
 from files.paths import check_new_folder, check_output_file
-from models.families import FAMILIES, LanguageModel, family_of, max_length
+from models.families import FAMILIES, family_of, max_length
+from models.language_model import LanguageModel
 from models.loading import load_with_or_without_head
 from models.student import build_student, extract, usual_layers
 from training.distributed import add_precision_flags, choose_dtype, single_process

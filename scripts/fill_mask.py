@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.tokenization import load_tokenizer
-from models.families import LanguageModel, max_length
+from models.families import max_length
+from models.language_model import LanguageModel
 from models.loading import load_language_model
 from utils import InputError, integer, path
 

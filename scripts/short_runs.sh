@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The short runs that docs/recipe.md compares: one student for each row of its table, and their scores.
+# The short runs that docs/results.md compares: one student for each row of its table, and their scores.
 #
 #     bash scripts/short_runs.sh FOLDER [N_SEEDS]
 #

@@ -28,7 +28,7 @@ from corpus.tokenization import describe_tokenizer, load_tokenizer
 from corpus.vocabulary_trimming import Kept, choose_tokens, trim
 from files.atomic import atomic_folder, write_json
 from files.paths import check_new_folder
-from models.families import LanguageModel
+from models.language_model import LanguageModel
 from models.loading import load_with_or_without_head
 from models.trimming import trim_model
 from utils import InputError, RunError, integer, logger, path

@@ -27,11 +27,13 @@ from small_models import SMALL
 
 from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
-from models.families import DROPOUT, LanguageModel, family_of
+from models.families import DROPOUT, family_of
+from models.language_model import LanguageModel
 from models.loading import auto_class
 from models.student import half_depth_config
-from training.batches import Batches, Masking, MicroBatches, Padding, RunData, StepCounts
+from training.batches import Batches, MicroBatches, Padding, RunData, StepCounts
 from training.distributed import World
+from training.masking import Masking
 from training.recipe import Recipe
 
 torch.set_num_threads(1)  # sums depend on how many there are

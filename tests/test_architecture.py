@@ -13,13 +13,13 @@ ORDER = (
     "train",
     "distiller",
     "evaluation: breakdown layer_choice sentence_encoder sentence_similarity squad fine_tuning scores glue held_out",
-    "training: configurations dry_run meter optimization objective batches relation_loss losses run_folder checkpoint "
-    "flags recipe model_card metrics_files distributed stop_signal",
+    "training: configurations dry_run meter optimization objective batches masking relation_loss losses run_folder "
+    "checkpoint flags recipe model_card metrics_files distributed stop_signal",
     "lm_seqs_dataset",
     "corpus: vocabulary_trimming overlap statistics token_counts files tokenization documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: trimming student flops loading memory families",
+    "models: trimming student flops loading memory language_model families",
     "files: json_reader plain_pickle paths atomic",
     "utils",
 )
@@ -80,7 +80,11 @@ def test_a_planted_wrong_import_is_found(module, line):
 
 def test_what_only_reads_files_starts_without_torch():
     """Tools that only read files must start fast."""
-    light = [module for module in MODULES if module.startswith("corpus.") or module == "training.recipe"]
+    light = [
+        module
+        for module in MODULES
+        if module.startswith("corpus.") or module in ("training.recipe", "training.masking")
+    ]
     light += ["dataset", "lm_seqs_dataset", "grouped_batch_sampler", "files.json_reader", "utils"]
     code = f"import sys, {', '.join(light)}; assert 'torch' not in sys.modules"
     assert run_command([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -7,8 +7,9 @@ import torch
 from workspace import run
 
 from models.student import build_student, half_depth_config
-from training.batches import Masking, Padding, pad, prepare_batch_mlm
+from training.batches import Padding, pad, prepare_batch_mlm
 from training.distributed import World
+from training.masking import Masking
 from training.recipe import Recipe
 
 

@@ -9,7 +9,7 @@ import torch
 from corpus.files import open_corpus
 from evaluation import held_out
 from evaluation.breakdown import by_layer, groups_by_frequency, groups_by_length, tables
-from models.families import LanguageModel
+from models.language_model import LanguageModel
 from training.distributed import World
 
 CPU = World(torch.device("cpu"))

@@ -121,7 +121,7 @@ class Hostile:
         (pickle.dumps([[1, 2], [[3]]]), "1-D"),
         (pickle.dumps([["a"]]), "1-D"),
         (pickle.dumps([[1.5]]), "1-D"),
-        (pickle.dumps([[-1]]), "no token ids"),
+        (pickle.dumps([[-1]]), "not token ids"),
         (pickle.dumps([]), "no list"),
         (b"", "empty"),
     ],
@@ -175,7 +175,7 @@ def nested(depth, pair=b"\x86"):
         (pickle.dumps([np.zeros(2, "V8")]), "something else than numbers"),
         # more than there is
         (b"]" + ARRAY + CONTENTS.replace(number(1), number(1 << 60)) + b"a.", "not a pickle"),
-        (b"]" + ARRAY + CONTENTS.replace(number(1), number(-1)) + b"a.", "no token ids"),
+        (b"]" + ARRAY + CONTENTS.replace(number(1), number(-1)) + b"a.", "not token ids"),
         (b"]K\x01r" + b"\xff\xff\xff\x7f" + b"a.", "1-D"),  # an index for which memory could be reserved
         (b"]" + b"\x8e" + number(1 << 40)[2:] + b"a.", "1-D|not a pickle"),
         (b"\x80\x05]" + b"\x96" + number(1 << 40)[2:] + b"a.", "1-D|not a pickle"),

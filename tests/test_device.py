@@ -12,20 +12,13 @@ from small_models import SMALL
 
 from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
-from models.families import LanguageModel, family_of
+from models.families import family_of
+from models.language_model import LanguageModel
 from models.loading import auto_class
 from models.student import half_depth_config
-from training.batches import (
-    Masking,
-    Padding,
-    RunData,
-    StepCounts,
-    cut_micro_batches,
-    pad,
-    prepare_batch_clm,
-    prepare_batch_mlm,
-)
+from training.batches import Padding, RunData, StepCounts, cut_micro_batches, pad, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World
+from training.masking import Masking
 from training.recipe import Recipe
 
 LOSSES = {

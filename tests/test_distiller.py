@@ -11,19 +11,11 @@ from test_relation_loss import formula as relations_formula
 
 from distiller import Distiller, usual_evaluations
 from grouped_batch_sampler import GroupedBatchSampler
-from models.families import LanguageModel
+from models.language_model import LanguageModel
 from models.student import build_student, half_depth_config
-from training.batches import (
-    Masking,
-    Padding,
-    RunData,
-    StepCounts,
-    cut_micro_batches,
-    pad,
-    prepare_batch_clm,
-    prepare_batch_mlm,
-)
+from training.batches import Padding, RunData, StepCounts, cut_micro_batches, pad, prepare_batch_clm, prepare_batch_mlm
 from training.distributed import World
+from training.masking import Masking
 from training.recipe import Recipe
 from training.relation_loss import usual_heads
 from utils import RunError

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small_models import SMALL
 
-from models.families import ROBERTA, LanguageModel, family_of, freeze, max_length
+from models.families import ROBERTA, family_of, max_length
+from models.language_model import LanguageModel, freeze
 from models.loading import auto_class
 
 

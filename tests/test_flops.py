@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from models.families import LanguageModel
 from models.flops import MatrixWork, TrainingWork, peak_flops_of
+from models.language_model import LanguageModel
 from models.student import build_student, half_depth_config
 from training.batches import StepCounts
 

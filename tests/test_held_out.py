@@ -9,9 +9,9 @@ from workspace import load_tokenizer
 from corpus.files import open_corpus
 from evaluation import held_out
 from evaluation.held_out import held_out_sequences
-from models.families import LanguageModel
-from training.batches import Masking
+from models.language_model import LanguageModel
 from training.distributed import World
+from training.masking import Masking
 from training.metrics_files import TRAINING_MASKS
 
 CPU = World(torch.device("cpu"))

@@ -23,7 +23,8 @@ import distiller
 import utils
 from training.batches import StepCounts
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+OTHER_NAMES = {"extract", "extract_distilbert"}  # of extract_for_distil
+SCRIPTS = sorted({path.stem for path in (ROOT / "scripts").glob("*.py")} - OTHER_NAMES)
 NUMBERS = ["0", "-1", "1", "2.5", "99999999999999999999", "1e308", "-1e308", "1e-320", "nan", "inf", "-inf", "", "x",
            "0x10", "1" * 5000]  # fmt: skip
 ODD_NAMES = ["", " ", ".", "..", "/dev/null", "/dev/zero", "/proc/x", "/proc/self/mem", "-", "--", "*", "[", "a\0b",

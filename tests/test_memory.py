@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training import memory
+from models import memory
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ COMMANDS = re.findall(r"^    ((?:export .*\n    )?(?:python|torchrun|bash|pip) .
 INSTALLING = [command for command in COMMANDS if command.startswith(("bash scripts/", "pip install -r"))]
 RUNNABLE = [command for command in COMMANDS if command not in INSTALLING]
 SMALLER = {  # sizes that would take minutes
-    "--max_megabytes 6": "--max_megabytes 0.3",
+    "--max_megabytes 6": "--max_megabytes 0.3 --num_workers 0",
     "--choose_layers": "--choose_layers --n_sequences 5",
     "--tasks CoLA STS-B RTE": "--tasks CoLA --seeds 1",
     "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
@@ -108,8 +108,12 @@ def test_what_the_commands_have_left(clone):
 def test_every_file_that_is_named_exists(text):
     for name in re.findall(r"\b(?:scripts|training_configs|tests|docs|models)/[\w./-]+\.\w+", TEXTS[text]):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"\]\((?!http)([^)#]+)", TEXTS[text]):
-        assert (ROOT / text).parent.joinpath(name).exists(), name
+    for name, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", TEXTS[text]):
+        file = (ROOT / text).parent.joinpath(name) if name else ROOT / text
+        assert file.exists(), name
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings], heading
 
 
 def test_the_tree_has_every_room_and_each_file_says_what_it_is_for():

@@ -205,7 +205,7 @@ def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glu
     (["--tasks", "none"], "holds no scores of these models yet"),
     (["--tasks", "SST-2"], "SST-2/train.tsv does not exist"),
     (["--models", "a/x", "b/x"], "two of them have the same name"),
-    (["--save_models", "{more_tokens}/tokenizer.json"], "is no folder"),
+    (["--save_models", "{more_tokens}/tokenizer.json"], "is not a folder"),
     (["--distil"], "--distil needs --save_models"),
     (["--alpha_ce", "0.9"], "--alpha_ce has no effect without --distil"),
     (["--tasks", "RTE", "--tokenizer_name", "{more_tokens}"], "name its own with --tokenizer_name"),

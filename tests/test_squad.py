@@ -57,7 +57,7 @@ def test_answers_that_are_not_where_they_should_be_are_left_out(caplog):
     right, shifted, empty = about("garden"), Question("2", "?", CONTEXT, (("garden", 3),)), about("")
     assert squad.learnable([shifted, right, empty], "train.json") == [right]
     assert "train.json: 2 of 3 answers are not where answer_start says" in caplog.text
-    with pytest.raises(InputError, match="no answer stands at its answer_start"):
+    with pytest.raises(InputError, match="no answer is at its answer_start"):
         squad.learnable([shifted], "train.json")
 
 

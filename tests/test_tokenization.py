@@ -30,7 +30,7 @@ def test_where_words_begin_is_told_by_the_vocabulary(tokens, begin):
 
 
 def test_a_vocabulary_that_does_not_tell_is_refused():
-    with pytest.raises(InputError, match="does not tell where words begin"):
+    with pytest.raises(InputError, match="does not mark words"):
         word_beginnings(Vocabulary(["a", "b", "c"]))
 
 

@@ -160,17 +160,16 @@ def test_a_changed_flag_does_not_resume(workspace, finished, capsys):
 def test_any_number_of_processes_takes_the_same_steps(workspace, tmp_path):
     """Four batches a step, whoever computes them; dropout, which each process draws for itself, is off."""
     flags = flags_of(workspace, batch_size=8, n_epoch=1, dropout=0, attention_dropout=0)
-    for size in (1, 2, 4):
+    for size in (1, 4):
         more = ["--gradient_accumulation_steps", 4 // size, "--dump_path", tmp_path / str(size)]
         results = run_together(size, ROOT / "train.py", *flags, *more)
         assert [result.returncode for result in results] == [0] * size, results[0].stderr
     one = weights_of(tmp_path / "1")
-    for other in ("2", "4"):
-        for name, tensor in weights_of(tmp_path / other).items():
-            torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
-        for a, b in zip(metrics(tmp_path / "1", "train"), metrics(tmp_path / other, "train"), strict=True):
-            assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    for name, tensor in weights_of(tmp_path / "4").items():
+        torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
+    for a, b in zip(metrics(tmp_path / "1", "train"), metrics(tmp_path / "4", "train"), strict=True):
+        assert (a["step"], a["tokens"]) == (b["step"], b["tokens"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
 def test_micro_batches_of_several_batches_change_no_more_than_rounding(workspace, tmp_path):
@@ -199,7 +198,7 @@ def test_compiled_models_learn_the_same(workspace, tokenizer, tmp_path, monkeypa
     tokenizer.save_pretrained(tmp_path / "teacher")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     flags = ["--teacher_name", tmp_path / "teacher", "--dropout", 0, "--attention_dropout", 0, "--valid_share", 0,
-             "--gradient_accumulation_steps", 16, "--alpha_relation", 100]  # fmt: skip
+             "--gradient_accumulation_steps", 16, "--alpha_relation", 100, "--n_epoch", 1]  # fmt: skip
     for name, more in (("plain", []), ("compiled", ["--compile"])):
         train(workspace, tmp_path / name, *flags, *more)
     plain, compiled = (metrics(tmp_path / name, "train") for name in ("plain", "compiled"))
@@ -296,7 +295,8 @@ def test_without_a_teacher_it_trains_a_language_model(workspace, tmp_path):
 
     data = workspace / "text.bert-base-uncased.pickle"
     run(script, "--dump_path", tmp_path / "run", "--data_file", data, *flags, workspace / "bert-base-uncased",
-        "--batch_size", 8, "--gradient_accumulation_steps", 1, "--n_gpu", 0)  # fmt: skip
+        "--batch_size", 8, "--gradient_accumulation_steps", 1, "--n_gpu", 0, "--n_epoch", 1,
+        "--learning_rate", 2e-3)  # fmt: skip
     rows = metrics(tmp_path / "run", "valid")
     assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"] - 0.5
     assert "agreement" not in rows[-1]

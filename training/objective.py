@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from models.families import LanguageModel
 from models.flops import TrainingWork
+from models.language_model import LanguageModel
 from training.batches import MicroBatch, StepCounts
 from training.losses import VOCABULARY_TERMS, Projection, Widening, at_least_float32, cos_loss, vocabulary_loss
 from training.recipe import Recipe
