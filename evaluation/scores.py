@@ -71,7 +71,7 @@ def table(rows: list[dict], models: list[str]) -> str:
     Macro scores are over the tasks that all models have scores of.
     """
     scores = {model: by_task(rows, model) for model in models}
-    shared = [task for task in TASKS if all(task in of for of in scores.values())]
+    shared = [task for task in TASKS if all(task in known for known in scores.values())]
     others = [task for task in (*TASKS, *sorted({row["task"] for row in rows} - TASKS.keys())) if task not in shared]
     cells = [[task, *(_cell(scores[model].get(task)) for model in models)] for task in shared]
     for title, tasks in _averages(shared):
@@ -81,9 +81,9 @@ def table(rows: list[dict], models: list[str]) -> str:
     cells += [
         [task, *(_cell(scores[model].get(task)) for model in models)]
         for task in others
-        if any(task in of for of in scores.values())
+        if any(task in known for known in scores.values())
     ]
-    n_seeds = max((len(values) for by_task in scores.values() for values in by_task.values()), default=0)
+    n_seeds = max((len(values) for known in scores.values() for values in known.values()), default=0)
     seeds = "One seed" if n_seeds == 1 else f"Median of up to {n_seeds} seeds, with the lowest and highest"
     return f"{markdown_table(['task', *models], cells)}\n\n{seeds}; in brackets, % of {models[0]}'s."
 

@@ -73,22 +73,23 @@ ROWS = {
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--output_dir", type=path, required=True, help="folder for all the students, scores and table")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
-    parser.add_argument("--data_dir", type=path, help="of run_glue.py: folder with a folder for each task (the hub)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--output_dir", type=path, required=True, help="folder for all the students, scores and table")
+    add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
+    add("--data_dir", type=path, help="of run_glue.py: folder with a folder for each task (the hub)")
+    add(
         "--tasks", nargs="+", choices=[*TASKS, run_glue.NONE], default=["CoLA", "SST-2", "STS-B", "RTE"],
         help="of run_glue.py (CoLA SST-2 STS-B RTE)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=integer(0, 2**31 - 1), nargs="+", default=[1, 2, 3], help="(1 2 3)")
-    parser.add_argument("--max_train_examples", type=integer(1, 1 << 40), help="of run_glue.py")
-    parser.add_argument(
+    add("--seeds", type=integer(0, 2**31 - 1), nargs="+", default=[1, 2, 3], help="(1 2 3)")
+    add("--max_train_examples", type=integer(1, 1 << 40), help="of run_glue.py")
+    add(
         "--task_learning_rate",
         type=real(0, 1, low_allowed=False),
         default=run_glue.Settings.learning_rate,
         help="--learning_rate of run_glue.py (%(default)s)",
     )
-    parser.add_argument("training", nargs="+", metavar="-- FLAGS", help="flags of train.py, after --")
+    add("training", nargs="+", metavar="-- FLAGS", help="flags of train.py, after --")
     return parser
 
 

@@ -47,27 +47,20 @@ PARAGRAPHS = 5  # of a document
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument(
-        "--file_path", type=path, default="data/dump.txt", help="text, one sequence a line (%(default)s)"
-    )
-    parser.add_argument(
-        "--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="(%(default)s)"
-    )
-    parser.add_argument(
-        "--turns", type=integer(1, 1000), default=3, help="of each rate; the median counts (%(default)s)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--file_path", type=path, default="data/dump.txt", help="text, one sequence a line (%(default)s)")
+    add("--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="(%(default)s)")
+    add("--turns", type=integer(1, 1000), default=3, help="of each rate; the median counts (%(default)s)")
+    add(
         "--memory_megabytes",
         type=integer(1, 1 << 20),
         nargs="*",
         default=[20],
         help="sizes of text to binarize (%(default)s)",
     )
-    parser.add_argument("--open_sequences", type=integer(1), default=300_000, help="of the file to open (%(default)s)")
-    parser.add_argument(
-        "--set_up_sequences", type=integer(1), default=1_000_000, help="of the file to index (%(default)s)"
-    )
-    parser.add_argument("--work_dir", type=path, default="work", help="for temporary files (%(default)s)")
+    add("--open_sequences", type=integer(1), default=300_000, help="of the file to open (%(default)s)")
+    add("--set_up_sequences", type=integer(1), default=1_000_000, help="of the file to index (%(default)s)")
+    add("--work_dir", type=path, default="work", help="for temporary files (%(default)s)")
     return parser
 
 

@@ -315,10 +315,11 @@ def usual_output(device: torch.device) -> Path:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(all of them)")
-    parser.add_argument("--output", type=path, help="the file to write (results/speed/<card>.md)")
-    parser.add_argument("--tiny", action="store_true", help="a size for trying it, also on a CPU")
-    parser.add_argument("--count", action="store_true", help="count launches and bytes of a step, without a GPU")
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(all of them)")
+    add("--output", type=path, help="the file to write (results/speed/<card>.md)")
+    add("--tiny", action="store_true", help="a size for trying it, also on a CPU")
+    add("--count", action="store_true", help="count launches and bytes of a step, without a GPU")
     return parser
 
 

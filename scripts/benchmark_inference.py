@@ -80,23 +80,18 @@ class Form:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument(
-        "--models", type=path, nargs="+", required=True, help="hub names or folders; the first is what counts as 1x"
-    )
-    parser.add_argument("--tokenizer_name", type=path, help="of all models (default: each model's own)")
-    parser.add_argument(
-        "--task", choices=list(TASKS), default="STS-B", help="whose development set is read (%(default)s)"
-    )
-    parser.add_argument("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
-    parser.add_argument("--max_examples", type=integer(1, 1 << 40), help="only the first ones of it")
-    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="default: all")
-    parser.add_argument(
-        "--batch_sizes", type=integer(1, 1 << 20), nargs="+", default=[1, 32], help="texts at a time (1 32)"
-    )
-    parser.add_argument("--turns", type=integer(1, 1000), default=3, help="of each form (%(default)s)")
-    parser.add_argument("--n_threads", type=integer(1, 1 << 12), help="of the CPU (default: one a core)")
-    parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
-    parser.add_argument("--output", type=path, help="file to write the tables to as well (Markdown)")
+    add = parser.add_argument
+    add("--models", type=path, nargs="+", required=True, help="hub names or folders; the first is what counts as 1x")
+    add("--tokenizer_name", type=path, help="of all models (default: each model's own)")
+    add("--task", choices=list(TASKS), default="STS-B", help="whose development set is read (%(default)s)")
+    add("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
+    add("--max_examples", type=integer(1, 1 << 40), help="only the first ones of it")
+    add("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="default: all")
+    add("--batch_sizes", type=integer(1, 1 << 20), nargs="+", default=[1, 32], help="texts at a time (1 32)")
+    add("--turns", type=integer(1, 1000), default=3, help="of each form (%(default)s)")
+    add("--n_threads", type=integer(1, 1 << 12), help="of the CPU (default: one a core)")
+    add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
+    add("--output", type=path, help="file to write the tables to as well (Markdown)")
     return parser
 
 

@@ -340,17 +340,16 @@ def table(results: dict[str, tuple[list[float], int]], tokens: int, flops: float
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: batch_5, large and small; on a GPU gpu_...")
-    parser.add_argument(
-        "--rounds", type=integer(1, 10_000), default=3, help="steps of each way, in turns (%(default)s)"
-    )
-    parser.add_argument("--techniques", action="store_true", help="also ours without each of its techniques")
-    parser.add_argument("--relations", action="store_true", help="also ours with --alpha_relation 1")
-    parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
+    add = parser.add_argument
+    add("--cases", nargs="+", choices=CASES, help="default: batch_5, large and small; on a GPU gpu_...")
+    add("--rounds", type=integer(1, 10_000), default=3, help="steps of each way, in turns (%(default)s)")
+    add("--techniques", action="store_true", help="also ours without each of its techniques")
+    add("--relations", action="store_true", help="also ours with --alpha_relation 1")
+    add("--compile", action="store_true", help="also ours with torch.compile")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--bf16", action="store_true", help="default where it is native")
     precision.add_argument("--fp32", action="store_true", help="default elsewhere")
-    parser.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
+    add("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
     return parser
 
 

@@ -39,40 +39,33 @@ REPORT_SECONDS = 60  # between lines of the log, where there is no terminal for 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--file_path",
         type=path,
         nargs="+",
         default=["data/dump.txt"],
         help="text files or globs, also compressed with gzip, bzip2 or xz; -: standard input (default: data/dump.txt)",
     )
-    parser.add_argument(
+    add(
         "--tokenizer_name",
         "--bert_tokenizer",
         type=path,
         default="bert-base-uncased",
         help="hub name or folder (%(default)s)",
     )
-    parser.add_argument("--tokenizer_type", help="accepted for old command lines; not needed")
-    parser.add_argument(
-        "--dump_file", type=path, default="data/binarized_text", help="start of the output's name (%(default)s)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue where an earlier run was interrupted; do nothing if it was not"
-    )
-    parser.add_argument(
+    add("--tokenizer_type", help="accepted for old command lines; not needed")
+    add("--dump_file", type=path, default="data/binarized_text", help="start of the output's name (%(default)s)")
+    add("--resume", action="store_true", help="continue where an earlier run was interrupted; do nothing if it was not")
+    add(
         "--encoding_errors",
         choices=("replace", "strict"),
         default="replace",
         help="a line that is not UTF-8 is repaired, with a warning, or ends the program (%(default)s)",
     )
-    parser.add_argument(
-        "--num_shards", type=integer(1, 99_999), help="processes that divide the text (default: as torchrun says)"
-    )
-    parser.add_argument(
-        "--shard_id", type=integer(0, 99_999), help="number of this one, from 0 (default: as torchrun says)"
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=integer(-1, 1 << 20), help="set by launchers")
+    add("--num_shards", type=integer(1, 99_999), help="processes that divide the text (default: as torchrun says)")
+    add("--shard_id", type=integer(0, 99_999), help="number of this one, from 0 (default: as torchrun says)")
+    add("--local_rank", "--local-rank", type=integer(-1, 1 << 20), help="set by launchers")
     return parser
 
 

@@ -42,29 +42,24 @@ from utils import InputError, integer, logger, path, real
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--teacher", type=path, required=True, help="hub name or folder")
-    parser.add_argument(
-        "--models", type=path, nargs="+", required=True, help="the others: hub names or folders, such as a dump_path"
-    )
-    parser.add_argument("--data_file", type=path, nargs="+", help="binarized text that they were trained on")
-    parser.add_argument("--valid_data_file", type=path, nargs="+", help="binarized text to evaluate on, instead")
-    parser.add_argument(
-        "--valid_share", type=real(0, 1, low_allowed=False), default=0.01, help="as of train.py (%(default)s)"
-    )
-    parser.add_argument("--token_counts", type=path, help="counts to mask rare words more often by, as in training")
-    parser.add_argument(
-        "--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="how much more often (%(default)s)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--teacher", type=path, required=True, help="hub name or folder")
+    add("--models", type=path, nargs="+", required=True, help="the others: hub names or folders, such as a dump_path")
+    add("--data_file", type=path, nargs="+", help="binarized text that they were trained on")
+    add("--valid_data_file", type=path, nargs="+", help="binarized text to evaluate on, instead")
+    add("--valid_share", type=real(0, 1, low_allowed=False), default=0.01, help="as of train.py (%(default)s)")
+    add("--token_counts", type=path, help="counts to mask rare words more often by, as in training")
+    add("--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="how much more often (%(default)s)")
+    add(
         "--data_dir",
         type=path,
         help="folder with STS-B/dev.tsv: also how well hidden states rank its pairs, without fine-tuning",
     )
-    parser.add_argument("--tokenizer_name", type=path, help="default: the teacher's")
-    parser.add_argument("--turns", type=integer(1, 1000), default=5, help="of the time measurement (%(default)s)")
+    add("--tokenizer_name", type=path, help="default: the teacher's")
+    add("--turns", type=integer(1, 1000), default=5, help="of the time measurement (%(default)s)")
     add_precision_flags(parser)
-    parser.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
-    parser.add_argument("--output", type=path, help="file to write the same to as well (Markdown)")
+    add("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
+    add("--output", type=path, help="file to write the same to as well (Markdown)")
     return parser
 
 

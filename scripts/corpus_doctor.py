@@ -47,27 +47,22 @@ SHARED, OWN = 18, 5  # bytes a sequence: index and sorted order of all processes
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--data_file", type=path, nargs="+", required=True, help="binarized files or globs")
-    parser.add_argument(
-        "--tokenizer_name", "--bert_tokenizer", type=path, help="hub name or folder (default: the teacher's)"
-    )
-    parser.add_argument("--teacher_name", "--bert_model", type=path, help="hub name or folder")
-    parser.add_argument("--token_counts", type=path, help="counts (scripts/token_counts.py) to hold against the text")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--data_file", type=path, nargs="+", required=True, help="binarized files or globs")
+    add("--tokenizer_name", "--bert_tokenizer", type=path, help="hub name or folder (default: the teacher's)")
+    add("--teacher_name", "--bert_model", type=path, help="hub name or folder")
+    add("--token_counts", type=path, help="counts (scripts/token_counts.py) to hold against the text")
+    add(
         "--max_length",
         type=integer(MIN_LENGTH, 1 << 20),
         help="longest sequence, in tokens (default: the teacher's, else 512)",
     )
-    parser.add_argument(
-        "--against", type=path, nargs="+", help="evaluation sets (TSV, JSON, JSON lines, text): files or globs"
-    )
-    parser.add_argument(
-        "--ngram", type=integer(2, 1000), default=NGRAM, help="length of the runs of words, in words (%(default)s)"
-    )
-    parser.add_argument("--overlap_file", type=path, help="JSON file to list the sequences in that hold one")
-    parser.add_argument("--n_examples", type=integer(0), default=3, help="sequences to show (%(default)s)")
-    parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="of the choice of examples (%(default)s)")
-    parser.add_argument("--plot", type=path, help="PNG, PDF or SVG to draw lengths and frequencies to")
+    add("--against", type=path, nargs="+", help="evaluation sets (TSV, JSON, JSON lines, text): files or globs")
+    add("--ngram", type=integer(2, 1000), default=NGRAM, help="length of the runs of words, in words (%(default)s)")
+    add("--overlap_file", type=path, help="JSON file to list the sequences in that hold one")
+    add("--n_examples", type=integer(0), default=3, help="sequences to show (%(default)s)")
+    add("--seed", type=integer(0, 2**63 - 1), default=0, help="of the choice of examples (%(default)s)")
+    add("--plot", type=path, help="PNG, PDF or SVG to draw lengths and frequencies to")
     return parser
 
 

@@ -4,9 +4,7 @@
         --dump_checkpoint serialization_dir/init.pth --vocab_transform
 """
 
-from extract_for_distil import main, make_parser
-
-__all__ = ["main", "make_parser"]
+from extract_for_distil import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

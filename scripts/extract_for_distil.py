@@ -44,28 +44,25 @@ from utils import InputError, integer, logger, path
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--model_name",
         "--bert_model",
         type=path,
         default="bert-base-uncased",
         help="the teacher: hub name or folder (%(default)s)",
     )
-    parser.add_argument("--model_type", choices=FAMILIES, help="its family; only checked against the model")
-    parser.add_argument(
-        "--dump_checkpoint", type=path, default="serialization_dir/init.pth", help="file to write (%(default)s)"
-    )
-    parser.add_argument(
-        "--vocab_transform", action="store_true", help="take the layer before the vocabulary projection too (advised)"
-    )
-    parser.add_argument("--layers", type=integer(0, 1000), nargs="+", help="which layers, counted from 0, lowest first")
-    parser.add_argument(
+    add("--model_type", choices=FAMILIES, help="its family; only checked against the model")
+    add("--dump_checkpoint", type=path, default="serialization_dir/init.pth", help="file to write (%(default)s)")
+    add("--vocab_transform", action="store_true", help="take the layer before the vocabulary projection too (advised)")
+    add("--layers", type=integer(0, 1000), nargs="+", help="which layers, counted from 0, lowest first")
+    add(
         "--save_model",
         type=path,
         help="new folder for the student as a whole model, not trained yet, as from_pretrained reads it",
     )
-    parser.add_argument("--tokenizer_name", type=path, help="for --save_model and --data_file (default: the teacher's)")
-    parser.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
+    add("--tokenizer_name", type=path, help="for --save_model and --data_file (default: the teacher's)")
+    add("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
 
     group = parser.add_argument_group("choice of layers")
     group.add_argument(

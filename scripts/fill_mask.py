@@ -31,10 +31,11 @@ def sentence(text: str) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
-    parser.add_argument("--text", type=sentence, required=True, help="a sentence with one [MASK]")
-    parser.add_argument("--tokenizer_name", type=path, help="default: each model's own")
-    parser.add_argument("--top", type=integer(1, 100), default=5, help="guesses to show (%(default)s)")
+    add = parser.add_argument
+    add("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
+    add("--text", type=sentence, required=True, help="a sentence with one [MASK]")
+    add("--tokenizer_name", type=path, help="default: each model's own")
+    add("--top", type=integer(1, 100), default=5, help="guesses to show (%(default)s)")
     return parser
 
 

@@ -46,33 +46,32 @@ ROWS_AT_ONCE = 500  # of a data set, that make a piece
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--source", type=path, nargs="+", metavar="PATH", help="files and folders, searched to the bottom"
     )
     source.add_argument("--dataset", type=path, help="name of a data set of the hub, or a local folder of one")
     source.add_argument("--documentation", action="store_true", help="docstrings and manuals on this machine")
-    parser.add_argument("--dump_file", type=path, default="data/dump.txt", help="file to write (%(default)s)")
-    parser.add_argument("--dataset_config", help="configuration of the data set")
-    parser.add_argument("--split", default="train", help="part of the data set (%(default)s)")
-    parser.add_argument("--text_column", default="text", help="in JSON, Parquet and data sets (%(default)s)")
-    parser.add_argument(
+    add("--dump_file", type=path, default="data/dump.txt", help="file to write (%(default)s)")
+    add("--dataset_config", help="configuration of the data set")
+    add("--split", default="train", help="part of the data set (%(default)s)")
+    add("--text_column", default="text", help="in JSON, Parquet and data sets (%(default)s)")
+    add(
         "--documents",
         choices=("blank_line", "file"),
         default="blank_line",
         help="in plain text a document ends at a blank line, or only at the end of the file (%(default)s)",
     )
-    parser.add_argument(
+    add(
         "--target_length",
         type=integer(1, 1 << 20),
         default=110,
         help="most words and punctuation marks a sequence (%(default)s, some 128 tokens of BERT)",
     )
-    parser.add_argument(
-        "--min_length", type=integer(1, 1 << 20), default=10, help="shorter sequences are dropped (%(default)s)"
-    )
-    parser.add_argument("--max_megabytes", type=real(0, 1e9, low_allowed=False), help="stop when so much is written")
-    parser.add_argument(
+    add("--min_length", type=integer(1, 1 << 20), default=10, help="shorter sequences are dropped (%(default)s)")
+    add("--max_megabytes", type=real(0, 1e9, low_allowed=False), help="stop when so much is written")
+    add(
         "--num_workers",
         type=integer(0, 1 << 10),
         default=n_cores(),

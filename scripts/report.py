@@ -90,24 +90,23 @@ $body
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--runs", type=path, nargs="+", required=True, help="dump_paths, the student's first")
-    parser.add_argument("--teacher", type=path, help="hub name or folder (default: the first run's)")
-    parser.add_argument("--valid_data_file", type=path, nargs="+", help="held-out text (default: the first run's)")
-    parser.add_argument("--scores", type=path, help="file of scores that scripts/run_glue.py has written")
-    parser.add_argument("--tables", type=path, nargs="+", default=[], help="Markdown files to add")
-    parser.add_argument(
-        "--text", type=fill_mask.sentence, nargs="+", default=list(SENTENCES), help="sentences with one [MASK] each"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--runs", type=path, nargs="+", required=True, help="dump_paths, the student's first")
+    add("--teacher", type=path, help="hub name or folder (default: the first run's)")
+    add("--valid_data_file", type=path, nargs="+", help="held-out text (default: the first run's)")
+    add("--scores", type=path, help="file of scores that scripts/run_glue.py has written")
+    add("--tables", type=path, nargs="+", default=[], help="Markdown files to add")
+    add("--text", type=fill_mask.sentence, nargs="+", default=list(SENTENCES), help="sentences with one [MASK] each")
+    add(
         "--breakdown",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="tables of loss and agreement by frequency, length and layer (default: on)",
     )
-    parser.add_argument("--turns", type=integer(1, 1000), default=3, help="of the time measurement (%(default)s)")
+    add("--turns", type=integer(1, 1000), default=3, help="of the time measurement (%(default)s)")
     add_precision_flags(parser)
-    parser.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
-    parser.add_argument("--output", type=path, default="report.html", help="file to write (%(default)s)")
+    add("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
+    add("--output", type=path, default="report.html", help="file to write (%(default)s)")
     return parser
 
 
@@ -232,7 +231,7 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
         "<h2>Size, speed and held-out text</h2>",
         table_of(compare_models.report(rows)),
     ]
-    if scored := [row["name"] for row in rows if any(of["model"] == row["name"] for of in known)]:
+    if scored := [row["name"] for row in rows if any(score["model"] == row["name"] for score in known)]:
         body += ["<h2>Tasks</h2>", table_of(scores.table(known, scored))]
     body += ["<h2>Losses</h2>", pictures_of(runs)]
     if on_words and args.breakdown:
@@ -242,8 +241,8 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
     for name, table in tables.items():
         body += [f"<h2>{html.escape(name)}</h2>", table_of(table)]
     body += ["<h2>Commands</h2>"]
-    for name, of in parameters.items():
-        body += [f'<p class="soft">{html.escape(name)}</p><pre>{html.escape(of["command"])}</pre>']
+    for name, flags in parameters.items():
+        body += [f'<p class="soft">{html.escape(name)}</p><pre>{html.escape(flags["command"])}</pre>']
     versions = ", ".join(f"{package} {version}" for package, version in scores.versions().items())
     body += [f'<p class="soft">With {html.escape(versions)}.</p>']
     return PAGE.substitute(title=html.escape(title), body="\n".join(body))

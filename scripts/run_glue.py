@@ -44,13 +44,12 @@ SCORE = "score.jsonl"  # beside a fine-tuned model that is kept: its row
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
-    parser.add_argument("--tokenizer_name", type=path, help="of all models (default: each model's own)")
-    parser.add_argument("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
-    parser.add_argument(
-        "--tasks", nargs="+", choices=[*TASKS, NONE], default=list(TASKS), help="default: all nine, and IMDb"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
+    add("--tokenizer_name", type=path, help="of all models (default: each model's own)")
+    add("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
+    add("--tasks", nargs="+", choices=[*TASKS, NONE], default=list(TASKS), help="default: all nine, and IMDb")
+    add(
         "--hidden_states",
         action="store_true",
         help="also STS-B without fine-tuning: how well the cosine of mean last hidden states ranks the pairs",
@@ -93,13 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--max_train_examples", type=integer(1, 1 << 40), help="train on the first ones only, of a large task"
     )
     add_precision_flags(parser)
-    parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
-    parser.add_argument(
-        "--output", type=path, default="serialization_dir/glue.jsonl", help="a score a line (%(default)s)"
-    )
-    parser.add_argument(
-        "--save_models", type=path, help="folder to keep the fine-tuned models in, each with its scores"
-    )
+    add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
+    add("--output", type=path, default="serialization_dir/glue.jsonl", help="a score a line (%(default)s)")
+    add("--save_models", type=path, help="folder to keep the fine-tuned models in, each with its scores")
     return parser
 
 

@@ -36,26 +36,25 @@ from utils import InputError, RunError, integer, logger, path
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--model_name", type=path, required=True, help="the model to trim: hub name or folder")
-    parser.add_argument("--tokenizer_name", type=path, help="default: the model's")
-    parser.add_argument("--token_counts", type=path, help="counts of the text (scripts/token_counts.py)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model_name", type=path, required=True, help="the model to trim: hub name or folder")
+    add("--tokenizer_name", type=path, help="default: the model's")
+    add("--token_counts", type=path, help="counts of the text (scripts/token_counts.py)")
+    add(
         "--data_file",
         type=path,
         nargs="+",
         help="binarized text; without --token_counts its tokens are counted; with them it may be another text, to see "
         "how much of it stays the same",
     )
-    parser.add_argument(
-        "--min_count", type=integer(1), default=1, help="keep tokens that occur so often (default: %(default)s)"
-    )
-    parser.add_argument("--vocab_size", type=integer(1), help="keep so many at most, the most frequent")
-    parser.add_argument(
+    add("--min_count", type=integer(1), default=1, help="keep tokens that occur so often (default: %(default)s)")
+    add("--vocab_size", type=integer(1), help="keep so many at most, the most frequent")
+    add(
         "--drop_unseen_characters",
         action="store_true",
         help="keep only characters of kept tokens; others become unknown (not with byte-level BPE, which needs each)",
     )
-    parser.add_argument("--output_dir", type=path, required=True, help="folder to write, which must not exist yet")
+    add("--output_dir", type=path, required=True, help="folder to write, which must not exist yet")
     return parser
 
 

@@ -106,8 +106,6 @@ def right_flags(workspace, tmp_path_factory):
         "extract_for_distil": ["--model_name", name, "--dump_checkpoint", out / "init.pth", "--choose_layers",
                                "--data_file", data, "--n_sequences", 2],
         "trim_vocabulary": ["--model_name", name, "--data_file", data, "--output_dir", out / "trimmed"],
-        "extract": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
-        "extract_distilbert": ["--model_name", name, "--dump_checkpoint", out / "init.pth"],
         "compare_models": ["--teacher", name, "--models", run, "--data_file", data, "--turns", 1, "--n_gpu", 0],
         "ablation": ["--output_dir", out / "ablation", "--rows", "no_ce", "--tasks", "none", "--", "--data_file", data,
                      "--teacher_name", name, "--n_gpu", 0, "--n_epoch", 1],

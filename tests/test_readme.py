@@ -132,7 +132,7 @@ def test_every_flag_that_is_named_is_known():
 
     known = {option for action in train.make_parser()._actions for option in action.option_strings}
     for script in [*(ROOT / "scripts").glob("*.py"), ROOT / "tests" / "kill_and_resume.py"]:
-        known |= set(re.findall(r'add_argument\(\s*"(--\w+)"', script.read_text()))
+        known |= set(re.findall(r'add(?:_argument)?\(\s*"(--\w+)"', script.read_text()))
     for command in RUNNABLE:  # flags of the launchers: the test above has run them
         if "torchrun" in command or "torch.distributed" in command:
             known |= set(re.findall(r" (--[\w-]+)", command.partition("train.py")[0]))

@@ -40,81 +40,50 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = utils.make_parser(
         description, prog="train.py", usage="%(prog)s --dump_path FOLDER --data_file FILE [flags]"
     )
-    for add in (
-        _add_file_flags,
-        _add_teacher_flags,
-        _add_student_flags,
-        _add_loss_flags,
-        _add_masking_flags,
-        _add_optimization_flags,
-        _add_machine_flags,
-        _add_interval_flags,
-        _add_failure_flags,
-    ):
-        add(parser)
+    for add_group in (
+        _add_file_flags, _add_teacher_flags, _add_student_flags, _add_loss_flags, _add_masking_flags,
+        _add_optimization_flags, _add_machine_flags, _add_interval_flags, _add_failure_flags,
+    ):  # fmt: skip
+        add_group(parser)
     given = {field.name: field.default for field in dataclasses.fields(Recipe)}
     parser.set_defaults(**{name: default for name, default in given.items() if name not in RESOLVED_LATER})
     return parser
 
 
 def _add_file_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("files")
-    group.add_argument("--dump_path", type=path, required=True, help="folder for all that the run writes")
-    group.add_argument(
-        "--data_file",
-        type=path,
-        nargs="+",
-        required=True,
-        help="binarized text to train on (scripts/binarized_data.py): files, or globs such as 'text-*.pickle'",
-    )
-    group.add_argument(
-        "--token_counts", type=path, help="counts of that text (scripts/token_counts.py); default: the run counts"
-    )
-    group.add_argument(
-        "--leave_out",
-        type=path,
-        help="list of sequences that evaluation sets share, which are not trained on (scripts/corpus_doctor.py "
-        "--overlap_file)",
-    )
-    group.add_argument(
-        "--valid_data_file",
-        type=path,
-        nargs="+",
-        help="binarized text to evaluate on; default: --valid_share of --data_file",
-    )
-    group.add_argument(
+    add = parser.add_argument_group("files").add_argument
+    add("--dump_path", type=path, required=True, help="folder for all that the run writes")
+    add("--data_file", type=path, nargs="+", required=True, help="binarized text to train on: files or globs")
+    add("--token_counts", type=path, help="counts of that text (scripts/token_counts.py); default: the run counts")
+    add("--leave_out", type=path, help="sequences not to train on (scripts/corpus_doctor.py --overlap_file)")
+    add("--valid_data_file", type=path, nargs="+", help="text to evaluate on (default: a share of --data_file)")
+    add(
         "--valid_share",
         type=FRACTION,
         default=0.01,
-        help="share of the sequences held out for evaluation, 500 at most; 0: no evaluation (default: %(default)s)",
+        help="share to evaluate on, 500 sequences at most; 0: none (%(default)s)",
     )
-    group.add_argument("--force", action="store_true", help="overwrite the run that --dump_path holds")
-    group.add_argument(
-        "--resume", action="store_true", help="continue from the state in --dump_path, or start if there is none"
-    )
+    add("--force", action="store_true", help="overwrite the run that --dump_path holds")
+    add("--resume", action="store_true", help="continue from the state in --dump_path, or start if there is none")
 
 
 def _add_teacher_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("teacher and tokenizer (hub names or local folders)")
-    group.add_argument("--teacher_name", "--bert_model", type=path, help=f"the teacher (default: {DEFAULT_TEACHER})")
-    group.add_argument("--teacher_type", choices=FAMILIES, help="its family; only checked against the teacher")
-    group.add_argument(
-        "--tokenizer_name", "--bert_tokenizer", type=path, help="default: the teacher's, else the student's"
-    )
-    group.add_argument("--tokenizer_type", choices=FAMILIES, help="accepted for old command lines; not needed")
+    add = parser.add_argument_group("teacher and tokenizer (hub names or local folders)").add_argument
+    add("--teacher_name", "--bert_model", type=path, help=f"the teacher (default: {DEFAULT_TEACHER})")
+    add("--teacher_type", choices=FAMILIES, help="its family; only checked against the teacher")
+    add("--tokenizer_name", "--bert_tokenizer", type=path, help="default: the teacher's, else the student's")
+    add("--tokenizer_type", choices=FAMILIES, help="accepted for old command lines; not needed")
 
 
 def _add_student_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("student (default: the teacher's shape at half the depth, random weights)")
-    group.add_argument("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
-    group.add_argument(
-        "--student_config", "--from_pretrained_config", type=path, help="its shape: a JSON file, folder or hub name"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("student (default: half the teacher's depth, random weights)").add_argument
+    add("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
+    add("--student_config", "--from_pretrained_config", type=path, help="its shape: a JSON file, folder or hub name")
+    add(
         "--student_pretrained_weights",
         "--from_pretrained_weights",
         type=path,
-        help="its first weights: a .pth file (scripts/extract_for_distil.py), or a folder or hub name to train on",
+        help="its first weights: a .pth file, or a folder or hub name to train on",
     )
     shape = {key: integer(*limits) for key, limits in LIMITS.items()}
     for flag, kind, text in (
@@ -129,122 +98,94 @@ def _add_student_flags(parser: argparse.ArgumentParser) -> None:
         ("--max_position_embeddings", shape["max_position_embeddings"], "longest sequence"),
         ("--initializer_range", real(*LIMITS["initializer_range"]), "standard deviation of random initial weights"),
     ):
-        group.add_argument(flag, type=kind, help=text)
-    group.add_argument("--sinusoidal_pos_embds", action=SWITCH, help="positions start as sinusoids (distilbert only)")
-    group.add_argument("--tie_weights_", action=SWITCH, help="one matrix as embedding and vocabulary projection")
-    group.add_argument(
+        add(flag, type=kind, help=text)
+    add("--sinusoidal_pos_embds", action=SWITCH, help="positions start as sinusoids (distilbert only)")
+    add("--tie_weights_", action=SWITCH, help="one matrix as embedding and vocabulary projection")
+    add(
         "--freeze_pos_embs",
         action=SWITCH,
         help="keep the position embeddings as they start (default: where a teacher's losses train a distilbert)",
     )
-    group.add_argument("--freeze_token_type_embds", action=SWITCH, default=False, help="same for token types")
+    add("--freeze_token_type_embds", action=SWITCH, default=False, help="same for token types")
 
 
 def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("loss: the weights of its terms, 0 to leave one out")
-    group.add_argument("--alpha_ce", type=real(0, 1e6), help="KL to the teacher's predictions (%(default)s)")
-    group.add_argument(
-        "--alpha_mlm", type=real(0, 1e6), help=f"masked words (default: {Recipe.alpha_mlm}; 0 for causal models)"
-    )
-    group.add_argument(
-        "--alpha_clm", type=real(0, 1e6), help=f"next words (default: {Recipe.alpha_mlm} for causal models, else 0)"
-    )
-    group.add_argument("--alpha_mse", type=real(0, 1e6), help="squared error of the logits (%(default)s)")
-    group.add_argument("--alpha_cos", type=real(0, 1e6), help="direction of the last hidden states (%(default)s)")
-    group.add_argument(
-        "--alpha_relation",
-        type=real(0, 1e6),
-        help="relations between tokens, MiniLMv2's loss: how queries, keys and values of the last layer go with one "
-        "another (%(default)s)",
-    )
-    group.add_argument(
+    add = parser.add_argument_group("loss: the weights of its terms, 0 to leave one out").add_argument
+    add("--alpha_ce", type=real(0, 1e6), help="KL to the teacher's predictions (%(default)s)")
+    add("--alpha_mlm", type=real(0, 1e6), help=f"masked words (default: {Recipe.alpha_mlm}; 0 for causal models)")
+    add("--alpha_clm", type=real(0, 1e6), help=f"next words (default: {Recipe.alpha_mlm} for causal models, else 0)")
+    add("--alpha_mse", type=real(0, 1e6), help="squared error of the logits (%(default)s)")
+    add("--alpha_cos", type=real(0, 1e6), help="direction of the last hidden states (%(default)s)")
+    add("--alpha_relation", type=real(0, 1e6), help="relations between tokens, MiniLMv2's loss (%(default)s)")
+    add(
         "--relation_layer",
         type=integer(0, 1000),
-        help="of the teacher, counted from 0, whose relations the student learns (default: the last; for deep teachers "
-        "the paper found one below better, 20 of BERT-large's 24)",
+        help="of the teacher, from 0 (default: the last; for BERT-large's 24, the paper found 20 better)",
     )
-    group.add_argument(
+    add(
         "--relation_heads",
         type=integer(1, 1 << 12),
-        help="parts that queries, keys and values are cut into; must divide their widths (default: 48, or the next "
-        "smaller number that does)",
+        help="must divide the widths of queries, keys, values (default: 48, or less if need be)",
     )
-    group.add_argument("--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)")
-    group.add_argument(
+    add("--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)")
+    add(
         "--restrict_ce_to_mask",
         action="store_true",
-        help="KL and MSE at masked positions only: faster, and better in short runs (docs/recipe.md)",
+        help="KL and MSE at masked tokens only: faster, and better in short runs",
     )
 
 
 def _add_masking_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("masking")
-    group.add_argument(
-        "--mlm", action=SWITCH, help="masked (--no-mlm: causal) language model (default: what the student is)"
-    )
-    group.add_argument(
-        "--mlm_mask_prop", type=real(0, 1, low_allowed=False), help="share of tokens chosen (%(default)s)"
-    )
-    group.add_argument("--word_mask", type=FRACTION, help="of those, share masked (%(default)s)")
-    group.add_argument("--word_keep", type=FRACTION, help="of those, share kept (%(default)s)")
-    group.add_argument("--word_rand", type=FRACTION, help="of those, share replaced at random (%(default)s)")
-    group.add_argument(
-        "--mlm_smoothing", type=real(0, 10), help="chosen in proportion to count^-smoothing; 0: evenly (%(default)s)"
-    )
-    group.add_argument(
-        "--whole_word_mask", action=SWITCH, help="choose whole words, and not pieces of them (default: off)"
-    )
+    add = parser.add_argument_group("masking").add_argument
+    add("--mlm", action=SWITCH, help="masked (--no-mlm: causal) language model (default: what the student is)")
+    add("--mlm_mask_prop", type=real(0, 1, low_allowed=False), help="share of tokens chosen (%(default)s)")
+    add("--word_mask", type=FRACTION, help="of those, share masked (%(default)s)")
+    add("--word_keep", type=FRACTION, help="of those, share kept (%(default)s)")
+    add("--word_rand", type=FRACTION, help="of those, share replaced at random (%(default)s)")
+    add("--mlm_smoothing", type=real(0, 10), help="chosen in proportion to count^-smoothing; 0: evenly (%(default)s)")
+    add("--whole_word_mask", action=SWITCH, help="choose whole words, and not pieces of them (default: off)")
 
 
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimization")
-    group.add_argument("--n_epoch", type=integer(1), help="times through the text (%(default)s)")
-    group.add_argument("--batch_size", type=integer(1), help="sequences a batch (%(default)s)")
-    group.add_argument("--tokens_per_batch", type=integer(1), help="a batch by tokens, padding included, instead")
-    group.add_argument(
+    add = parser.add_argument_group("optimization").add_argument
+    add("--n_epoch", type=integer(1), help="times through the text (%(default)s)")
+    add("--batch_size", type=integer(1), help="sequences a batch (%(default)s)")
+    add("--tokens_per_batch", type=integer(1), help="a batch by tokens, padding included, instead")
+    add(
         "--gradient_accumulation_steps", type=integer(1), help="batches that a step takes on each process (%(default)s)"
     )
-    group.add_argument("--shuffle", action=SWITCH, help="draw a new order each epoch (default: on)")
-    group.add_argument("--group_by_size", action=SWITCH, help="sequences of similar length together (default: on)")
-    group.add_argument("--learning_rate", type=real(0, 100, low_allowed=False), help="peak (%(default)s)")
-    group.add_argument("--warmup_prop", type=FRACTION, help="share of the steps up to the peak (%(default)s)")
-    group.add_argument("--weight_decay", type=real(0, 10), help="not of biases and layer norms (%(default)s)")
-    group.add_argument("--adam_epsilon", type=real(0, 1, low_allowed=False), help="(%(default)s)")
-    group.add_argument(
-        "--max_grad_norm", type=real(0, 1e9, low_allowed=False), help="gradients are clipped to it (%(default)s)"
-    )
-    group.add_argument("--seed", type=integer(0, 2**63 - 1), help="of order, masks, dropout, weights (%(default)s)")
+    add("--shuffle", action=SWITCH, help="draw a new order each epoch (default: on)")
+    add("--group_by_size", action=SWITCH, help="sequences of similar length together (default: on)")
+    add("--learning_rate", type=real(0, 100, low_allowed=False), help="peak (%(default)s)")
+    add("--warmup_prop", type=FRACTION, help="share of the steps up to the peak (%(default)s)")
+    add("--weight_decay", type=real(0, 10), help="not of biases and layer norms (%(default)s)")
+    add("--adam_epsilon", type=real(0, 1, low_allowed=False), help="(%(default)s)")
+    add("--max_grad_norm", type=real(0, 1e9, low_allowed=False), help="gradients are clipped to it (%(default)s)")
+    add("--seed", type=integer(0, 2**63 - 1), help="of order, masks, dropout, weights (%(default)s)")
 
 
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
+    add = group.add_argument
     add_precision_flags(group)
-    group.add_argument("--fp16_opt_level", help="accepted for old command lines; there is one level now")
-    group.add_argument(
+    add("--fp16_opt_level", help="accepted for old command lines; there is one level now")
+    add(
         "--tokens_per_micro_batch",
         type=integer(0),
         help="the sequences of a step go through the models sorted by length, in micro-batches of so many tokens; this "
         "changes no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: a batch "
         "is a micro-batch)",
     )
-    group.add_argument(
-        "--compile", action=SWITCH, default=False, help="torch.compile the models: minutes at the start (default: off)"
-    )
-    group.add_argument(
-        "--n_gpu", type=integer(0, 1 << 20), help="GPUs over all machines, 0 for the CPU (default: what there is)"
-    )
-    group.add_argument("--local_rank", "--local-rank", type=integer(-1, 1 << 20), default=-1, help="set by launchers")
-    group.add_argument(
-        "--num_workers",
-        type=integer(0, 4 * n_cores()),
-        help="processes that prepare batches (default: 4 with a GPU, else 0)",
-    )
-    group.add_argument(
+    add("--compile", action=SWITCH, default=False, help="torch.compile the models: minutes at the start (default: off)")
+    add("--n_gpu", type=integer(0, 1 << 20), help="GPUs over all machines, 0 for the CPU (default: what there is)")
+    add("--local_rank", "--local-rank", type=integer(-1, 1 << 20), default=-1, help="set by launchers")
+    add("--num_workers", type=integer(0, 4 * n_cores()), help="processes that prepare batches (default: 4 with a GPU)")
+    add(
         "--peak_tflops",
         type=real(0, 1e6, low_allowed=False),
         help="of the device, for the MFU (default: see models/flops.py)",
     )
-    group.add_argument(
+    add(
         "--dry_run",
         type=integer(1),
         metavar="N",
@@ -253,28 +194,26 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("intervals, in steps")
-    group.add_argument("--log_interval", type=integer(1), help="default: 100 lines a run, but at least one every 500")
-    group.add_argument(
+    add = parser.add_argument_group("intervals, in steps").add_argument
+    add("--log_interval", type=integer(1), help="default: 100 lines a run, but at least one every 500")
+    add(
         "--eval_interval",
         type=integer(1),
         help="default: 20 evaluations a run, or down to 4, to read at most a quarter as much text as training does",
     )
-    group.add_argument(
-        "--checkpoint_interval", type=integer(1), help="default: every 15 minutes; always after an epoch"
-    )
-    group.add_argument("--keep_checkpoints", type=integer(1, 1000), help="how many of the newest (%(default)s)")
+    add("--checkpoint_interval", type=integer(1), help="default: every 15 minutes; always after an epoch")
+    add("--keep_checkpoints", type=integer(1, 1000), help="how many of the newest (%(default)s)")
 
 
 def _add_failure_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("failures")
-    group.add_argument(
+    add = parser.add_argument_group("failures").add_argument
+    add(
         "--max_bad_steps",
         type=integer(0),
         help="steps whose loss or gradient is not finite are left out; this many are allowed between two log lines "
         "(%(default)s; some are usual with --fp16)",
     )
-    group.add_argument(
+    add(
         "--on_full_disk",
         choices=("stop", "continue"),
         help="when a checkpoint can't be written: stop, or continue without until there is room (%(default)s)",
