@@ -29,7 +29,9 @@ SMALLER = {  # sizes that would take minutes
     "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
     "benchmark_inference.py": "benchmark_inference.py --forms float32 onnx --max_examples 4 --turns 1",
     "ablation.py": "ablation.py --rows all no_ce",
-    "--kills 20": "--kills 5",
+    "--kills 20": "--kills 2",
+    "--dump_path serialization_dir/my_first_distillation": "--n_epoch 1 --dump_path "
+    "serialization_dir/my_first_distillation",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
     "--cases tiny --cases small": "--cases tiny",
