@@ -287,7 +287,7 @@ def train(distiller: Distiller, state: dict | None, dump_path: str) -> int:
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = utils.reason_of(error)
             raise InputError(
-                f"the state in {dump_path} is not of this run ({reason}); start over with --force."
+                f"the state in {dump_path} is of another run or version ({reason}); start over with --force."
             ) from None
     if distiller.folder:
         distiller.folder.start(state["step"] if state else None)

@@ -171,8 +171,8 @@ def cut_micro_batches(
     """The sequences of some batches, sorted by length, in parts of similar length and within a number of tokens.
 
     The masks were drawn with the batches and stay with their sequences. The loss is a mean over all tokens of a step,
-    however they are grouped, so this changes only the rounding. It saves padding, since the batches of a
-    step are of many lengths, and it bounds the memory, since only one micro-batch is in the models at any time.
+    however they are grouped, so this changes only the rounding. It saves padding, because the batches of a step are of
+    many lengths, and it bounds the memory, because only one micro-batch is in the models at any time.
 
     Args:
         batches: of a step; a process may have none in a short last step.
