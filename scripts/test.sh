@@ -8,5 +8,5 @@ say "Checking the style"
 python -m ruff check --no-cache .
 python -m ruff format --no-cache --check .
 say "Running the tests"
-# One more than there are cores: some tests wait for processes that they have started.
-python -m pytest --numprocesses "$(python -c 'import os; print(min(4, os.cpu_count() + 1))')" "$@"
+# More than there are cores: some tests wait for processes that they have started.
+python -m pytest --numprocesses "$(python -c 'import os; print(min(4, os.cpu_count() + 2))')" "$@"
