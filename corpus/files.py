@@ -126,7 +126,7 @@ def open_corpus(names: list[str], tokenizer=None) -> TokenCorpus:
         names: paths, or globs such as 'text-*-of-*.pickle'.
         tokenizer: if given, that of the run, which the files must have been made with.
 
-    Raises: InputError if there is not such a file, or it is none of this tokenizer.
+    Raises: InputError if there is no such file, or another tokenizer made it.
     """
     paths = expand_globs(names)
     _log_missing_shards(paths)

@@ -24,7 +24,7 @@ def load_tokenizer(name: str):
         problem = why_not_loaded(name, error)
     else:
         if len(ids) == len(tokenizer.get_added_vocab()):  # those that `transformers` makes up where there is nothing
-            problem = "there is not a vocabulary: no tokenizer.json, vocab.txt or the like"
+            problem = "there is no vocabulary: no tokenizer.json, vocab.txt or the like"
         elif len(ids) != max(ids) + 1:
             problem = f"its {len(ids):,} tokens have ids up to {max(ids):,}, so some are missing or given twice"
         elif not (isinstance(length := tokenizer.model_max_length, int) and length >= 1):

@@ -2,9 +2,9 @@
 
 Sequences and masks are the same for every run and every model on a file: they don't depend on the seed of a run. Tokens
 are masked evenly, as in BERT, so that runs with different counts or smoothing can be compared. If training masks
-differently (`--mlm_smoothing`, `--mlm_mask_prop`), the
-same text is evaluated under the training's masks too, under names that begin with TRAINING_MASKS: a run can get better
-at the rare words that training asks for, and worse at words in general.
+differently (`--mlm_smoothing`, `--mlm_mask_prop`), the same text is evaluated with training's masks too, under names
+that begin with TRAINING_MASKS: a run can get better at the rare words that training asks for, and worse at words in
+general.
 
 Dimensions: n_labels masked (or next) tokens of a batch; voc_size.
 """

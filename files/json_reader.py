@@ -24,7 +24,7 @@ def read_json(path: str | Path, shape: object = object, way_out: str = "", flag:
         way_out: what to do if the file is wrong.
         flag: that named it.
 
-    Raises: InputError if there is not such a file, or it does not have this shape.
+    Raises: InputError if there is no such file, or it does not have this shape.
     """
     check_input_file(path, flag, way_out)
     return parse_json(Path(path).read_bytes(), f"{flag} {path}".strip(), shape, way_out)

@@ -1,6 +1,6 @@
 """What differs between model families. One table, FAMILIES, says where a family keeps its parts.
 
-Dimensions: bs sequences of seq_length tokens; n rows (hidden states of some of the tokens); dim; voc_size.
+Dimensions: n hidden states of some of the tokens; dim.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """A model taken apart into what the losses need: hidden states, the rows for the vocabulary head, queries and keys.
 
-Dimensions: bs sequences of seq_length tokens; n rows (hidden states of some of the tokens); dim; voc_size.
+Dimensions: bs sequences of seq_length tokens; n hidden states of some of the tokens; dim; voc_size.
 """
 
 import functools

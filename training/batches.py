@@ -97,6 +97,11 @@ def prepare_batch_clm(sequences: list[np.ndarray]) -> Batch:
     return Batch(ids, labels, lengths)
 
 
+def prepare_batch(sequences: list[np.ndarray], masking: Masking | None, generator: np.random.Generator) -> Batch:
+    """With masked tokens, or with next tokens where there is no masking."""
+    return prepare_batch_mlm(sequences, masking, generator) if masking else prepare_batch_clm(sequences)
+
+
 def _flatten(sequences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(sequences, dtype=np.int64), np.array([len(sequence) for sequence in sequences])
 
@@ -121,9 +126,7 @@ class Batches(Dataset):
 
     def __getitem__(self, j: int) -> Batch:
         sequences = [self.dataset[i] for i in self.sampler.batch(j)]
-        if self.masking is None:
-            return prepare_batch_clm(sequences)
-        return prepare_batch_mlm(sequences, self.masking, np.random.default_rng([*self.seed, j]))
+        return prepare_batch(sequences, self.masking, np.random.default_rng([*self.seed, j]))
 
 
 # --------------------------------------------------------------------------------------------- batches to micro-batches
@@ -269,6 +272,10 @@ class RunData:
     held_out: dict[str, MicroBatches]
     left_out: np.ndarray | None = None
 
+    def head_on_all_tokens(self, recipe: Recipe) -> bool:
+        """Whether the logits of all tokens are needed: of a causal model they always are."""
+        return recipe.head_on_all_tokens or self.masking is None
+
     def steps(self, recipe: Recipe, world: World, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step of an epoch, from `first_step` on.
 
@@ -277,14 +284,13 @@ class RunData:
         """
         self.train_sampler.set_epoch(epoch)
         batches = Batches(self.train_set, self.train_sampler, (recipe.seed, epoch), self.masking)
-        head_on_all_tokens = recipe.head_on_all_tokens or self.masking is None
         per_step = recipe.gradient_accumulation_steps
         mine = self.train_sampler.batches_of_rank(world.rank, world.size)
         n_steps = -(-len(self.train_sampler) // (per_step * world.size))
         workers = recipe.num_workers
         return iter(
             DataLoader(
-                MicroBatches(batches, self.padding, recipe.tokens_per_micro_batch, head_on_all_tokens),
+                MicroBatches(batches, self.padding, recipe.tokens_per_micro_batch, self.head_on_all_tokens(recipe)),
                 batch_size=None,
                 sampler=[mine[k * per_step : (k + 1) * per_step] for k in range(first_step, n_steps)],
                 num_workers=workers,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from models.memory import PeakAbove, available_memory, peak_memory
-from training.batches import MicroBatch, StepCounts, pad, prepare_batch_clm, prepare_batch_mlm
+from training.batches import MicroBatch, StepCounts, pad, prepare_batch
 from training.distributed import now
 from training.losses import usual_chunk
 from training.objective import loss_weights
@@ -127,10 +127,8 @@ def try_micro_batch(distiller, micro_batch: MicroBatch) -> None:
 def _longest_micro_batch(distiller, n: int) -> MicroBatch:
     data = distiller.data
     sequences = [data.train_set[int(data.train_set.lengths.argmax())]] * n
-    if data.masking is None:
-        return pad(prepare_batch_clm(sequences), data.padding, head_on_all_tokens=True)
-    batch = prepare_batch_mlm(sequences, data.masking, np.random.default_rng(0))
-    return pad(batch, data.padding, distiller.recipe.head_on_all_tokens)
+    batch = prepare_batch(sequences, data.masking, np.random.default_rng(0))
+    return pad(batch, data.padding, data.head_on_all_tokens(distiller.recipe))
 
 
 def disk_space(distiller) -> tuple[int, int]:

@@ -113,7 +113,7 @@ class Objective:
 
         Returns: the loss, a scalar; (number of weights,) float64, what each term adds to it, without gradient.
         """
-        loss, parts = torch.zeros((), device=self.device), []
+        loss, parts = torch.zeros((), device=self.device), {}
         if of_vocabulary := {term: weight for term, weight in weights.items() if term in VOCABULARY_TERMS}:
             loss, of_each = vocabulary_loss(
                 s.rows,
@@ -125,17 +125,17 @@ class Objective:
                 of_vocabulary,
                 self.recipe.temperature,
             )
-            parts.extend(of_each)
+            parts |= zip(of_vocabulary, of_each, strict=True)
         if "cos" in weights:
             positions = micro_batch.token_positions
             s_hidden = self.widening(at_least_float32(s.hidden.index_select(0, positions)))  # (n_tokens, dim)
             cos = weights["cos"] * cos_loss(s_hidden, t.hidden.index_select(0, positions))
             loss = loss + cos
-            parts.append(cos.detach().double())
+            parts["cos"] = cos.detach().double()
         if "relation" in weights:
             heads, causal = self.relation_heads, self.student.family.causal
             relation = relation_loss(s.vectors, t.vectors, heads, micro_batch.attention_mask, causal)
             relation = weights["relation"] * relation
             loss = loss + relation
-            parts.append(relation.detach().double())
-        return loss, torch.stack(parts)
+            parts["relation"] = relation.detach().double()
+        return loss, torch.stack([parts[term] for term in weights])
