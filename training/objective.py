@@ -116,15 +116,9 @@ class Objective:
         loss, parts = torch.zeros((), device=self.device), {}
         if of_vocabulary := {term: weight for term, weight in weights.items() if term in VOCABULARY_TERMS}:
             loss, of_each = vocabulary_loss(
-                s.rows,
-                self.student.projection,
-                self.s_projection,
-                t.rows if t else None,
-                self.t_projection,
-                micro_batch.labels,
-                of_vocabulary,
-                self.recipe.temperature,
-            )
+                s.rows, self.student.projection, self.s_projection, t.rows if t else None, self.t_projection,
+                micro_batch.labels, of_vocabulary, self.recipe.temperature,
+            )  # fmt: skip
             parts |= zip(of_vocabulary, of_each, strict=True)
         if "cos" in weights:
             positions = micro_batch.token_positions
