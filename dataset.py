@@ -112,7 +112,7 @@ def crc_of_file(file: BinaryIO, start: int, stop: int) -> int:
     while start < stop:
         data = file.read(min(CHUNK, stop - start))
         if not data:
-            break  # cut short, so that the sum is another one
+            break  # cut short, so the checksum differs
         crc = zlib.crc32(data, crc)
         start += len(data)
     return crc
@@ -124,7 +124,7 @@ def crc_of_file(file: BinaryIO, start: int, stop: int) -> int:
 class TokenFile:
     """A corpus of token sequences: `len(file)`, `file[i]`, and blocks of many.
 
-    What is asked for is read in place, from the page cache that all processes of a machine share. It is not read
+    Reads go to the page cache, which all processes of a machine share. It is not read
     through a map, which would count every page touched, and those around it, to each process; and a file cut short
     under a running process is an error here, where a map would kill the process. For other uses, `tokens` and `offsets`
     are maps.
@@ -315,7 +315,7 @@ def count_per_sequence(is_counted: np.ndarray, offsets: np.ndarray) -> np.ndarra
 
 @contextlib.contextmanager
 def write_token_file(path: str | Path, made_by: dict, resume: bool = False) -> Iterator["TokenFileWriter"]:
-    """A file that appears under its name when the `with` block ends without an error.
+    """Opens a file for writing that appears under its name when the `with` block ends without an error.
 
     Memory does not grow with it: tokens and offsets go straight to the folder `<path>.partial`. What was written up to
     a call of the writer's `checkpoint` outlives any end of the process. The finished bytes depend on the sequences and
@@ -460,7 +460,9 @@ class TokenFileWriter:
 
     def close(self) -> None:
         for file in (self._file, self._offsets):
-            with contextlib.suppress(OSError):  # the last flush hits the full disk again, which has been reported
+            with contextlib.suppress(
+                OSError
+            ):  # the last flush hits the full disk again, which we have already reported
                 file.close()
         if self.has_checkpoint and is_unfinished(self.path):
             logger.warning("unfinished: what is done lies in %s, and --resume continues from there", self.folder)

@@ -144,7 +144,7 @@ class Distiller:
     # ---------------------------------------------------------------------------------------------------------- the run
 
     def train(self) -> str | None:
-        """Runs to the end, or to the end of the step in which a stop signal came; returns that signal's name."""
+        """Trains to the end, or to the end of the step in which a stop signal came; returns that signal's name."""
         recipe, world = self.recipe, self.world
         more = f"; continuing after step {self.n_done}" if self.n_done else ""
         logger.info(
@@ -172,11 +172,11 @@ class Distiller:
         return self.stop.name if self.owes_evaluation else None
 
     def steps(self) -> Iterator[list[MicroBatch]]:
-        """This process's micro-batches of each step that is left of the epoch."""
+        """This process's micro-batches of each step that remains in the epoch."""
         return self.data.steps(self.recipe, self.world, self.epoch, self.steps_of_epoch)
 
     def _after_step(self) -> None:
-        """Logs, evaluates and saves where it is time to."""
+        """Logs, evaluates, and saves, each when it is due."""
         self.free_memory.give_back()
         if self.n_done % self.log_interval == 0 or self.n_done == self.n_steps:
             self._log()
@@ -204,7 +204,7 @@ class Distiller:
             return
         with self.meter.paused():
             metrics = self.evaluate()
-            self.owes_evaluation = metrics is None  # there was no time; it is made up for when the run continues
+            self.owes_evaluation = metrics is None  # there was no time; the resumed run makes up for it
             if self.owes_evaluation:
                 return
             loss = metrics[self.loss_name]
@@ -233,7 +233,7 @@ class Distiller:
         self.last_save = time.monotonic()
 
     def _write(self, write: Callable[[], None]) -> None:
-        """With --on_full_disk continue, what can't be written now is left for the next time, except at the end."""
+        """With --on_full_disk continue, a write that fails is left to the next checkpoint, except at the end."""
         try:
             write()
         except RunError as error:
@@ -242,7 +242,7 @@ class Distiller:
             logger.warning("%s (--on_full_disk continue: trying again at the next checkpoint)", error)
 
     def state_dict(self) -> dict:
-        """All that changes during a run, at the boundary of a step."""
+        """Everything that changes during a run, at the boundary of a step."""
         return {
             "student": self.student.model.state_dict(),
             "widening": self.objective.widening.state_dict(),

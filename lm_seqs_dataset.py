@@ -66,7 +66,7 @@ class LmSeqsDataset:
             )
 
     def _check_boundaries(self) -> None:
-        """A look at some sequences is enough to tell another tokenizer's file, or one without special tokens."""
+        """A few sequences are enough to recognize another tokenizer's file, or one without special tokens."""
         for i in np.unique(np.linspace(0, len(self.corpus) - 1, 100).astype(int)):
             sequence = self.corpus[i]
             if len(sequence) < 2 or sequence[0] != self.begin or sequence[-1] != self.end:

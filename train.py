@@ -117,7 +117,7 @@ def check_vocabularies(name: str, tokenizer, *models: str | None) -> None:
 def build_data(
     args: argparse.Namespace, recipe: Recipe, text: TokenCorpus, tokenizer, length: int, masked: bool, world: World
 ) -> RunData:
-    """Indexes the text, and says how it is masked and what of it is held out."""
+    """Indexes the text, and decides how it is masked and which part is held out."""
     chosen = held_out.held_out_sequences(len(text), 0 if args.valid_data_file else args.valid_share)
     special_ids = describe_tokenizer(tokenizer)["special_ids"]
     left_out = load_overlap(args.leave_out, text) if args.leave_out else None
@@ -156,7 +156,7 @@ def build_data(
 
 
 def log_small_steps(run: Distiller) -> None:
-    """Says so if a step holds far fewer tokens than the rate was made for."""
+    """Logs a hint if a step holds far fewer tokens than the learning rate was meant for."""
     recipe, tokens = run.recipe, run.data.train_set.n_tokens / run.steps_per_epoch
     if tokens * FAR_FEWER < TOKENS_PER_STEP and recipe.learning_rate >= Recipe.learning_rate:
         logger.info(
@@ -168,7 +168,7 @@ def log_small_steps(run: Distiller) -> None:
 def build_models(
     args: argparse.Namespace, recipe: Recipe, config: PretrainedConfig, kept: Kept | None, device: torch.device
 ) -> tuple[LanguageModel, LanguageModel | None]:
-    """Loads student and teacher onto the device, and freezes what is to stay as it is."""
+    """Loads student and teacher onto the device, and freezes what the flags say."""
     if name := whole_model(args.student_pretrained_weights):
         student, missing = load_with_or_without_head(name, "student", config)
         if missing and not recipe.encoder_only:
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     """Checks, loads, trains. Returns the exit status."""
     sanity_checks(args)
 
-    # Everything that the user can have got wrong comes before a model is loaded or a file removed.
+    # Everything that the user may have gotten wrong is checked before a model is loaded or a file is removed.
     dtype = choose_dtype(args, world.device)
     run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
     args = with_names(args)
@@ -272,7 +272,7 @@ def describe_run(
 
 
 def estimate(distiller: Distiller, args: argparse.Namespace) -> int:
-    """Says what the run would take. Returns the exit status."""
+    """Prints what the run would take. Returns the exit status."""
     made = dry_run.make_estimate(distiller, args.dry_run)
     if distiller.world.is_master:
         print(dry_run.report(made, distiller, args.dump_path))

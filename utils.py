@@ -40,7 +40,7 @@ class RunError(RuntimeError):
 
 
 class ToldAlready(Exception):
-    """Ends a process whose failure has been told, by itself or by another one of its run.
+    """Ends a process whose failure has been reported, by itself or by another process of its run.
 
     Args:
         status: what to exit with.
@@ -200,13 +200,13 @@ def tell(error: BaseException) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU or of main memory, as PyTorch and Python tell it."""
+    """Whether it is about memory, of a GPU or of the machine; PyTorch and Python say so in different ways."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or "DefaultCPUAllocator" in str(error)
 
 
 class Unbreakable:
-    """A stream whose reader may go away: a log that can't be written must not end what it tells about."""
+    """A stream whose reader may go away: losing the log must not end the run."""
 
     def __init__(self, stream) -> None:
         self.stream = stream
@@ -286,7 +286,7 @@ class Lines:
 
 @functools.cache
 def quiet_transformers() -> None:
-    """Its load reports, bars and notes on retries repeat what our own messages say."""
+    """Silences load reports, progress bars, and retry notes, which repeat our own messages."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as hf_logging
 
@@ -329,7 +329,7 @@ def set_seed(*seed: int) -> None:
 
 
 def n_cores() -> int:
-    """That this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -337,6 +337,6 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 def ignore_stop_signals(*_) -> None:
-    """For helpers of a process: a signal to the whole group must not end them before it, which ends them itself."""
+    """For helper processes: a signal to the whole group must not end them before the main process does."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -17,7 +17,7 @@ from corpus.text_reader import BLOCK, open_text
 from files.json_reader import parse_json
 from utils import InputError
 
-WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer cuts; a word is some 1.15 of its tokens
+WORD = re.compile(r"\w+|[^\w\s]")  # as BERT's basic tokenizer counts them; a word has some 1.15 tokens
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[^\W_a-z])|[。！？]+")
 ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:[A-Z]|[Ee]\.g|[Ii]\.e|[A-Z]\.[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Lt|Capt|Sgt|Rev|Jr|Sr|vs|etc|cf|No|"
@@ -44,7 +44,7 @@ class Piece:
             write), TEXTS or DOCUMENTS.
         content: bytes of a file; for TEXTS a list of strings, for DOCUMENTS of documents.
         source, line: the file, and the number of its line that comes first here; for error messages.
-        progress: how much of the source is done with it, in whatever unit.
+        progress: how much of the source is done after this piece, in whatever unit.
         n_files: how many files begin here.
     """
 
@@ -57,7 +57,7 @@ class Piece:
 
 
 class Packed(NamedTuple):
-    """What a document became."""
+    """What a document was turned into."""
 
     text: bytes  # its sequences, one a line
     n_sequences: int
@@ -166,12 +166,12 @@ def _documents_of_json(piece: Piece, lines: list[str], text_column: str) -> Iter
     for number, line in enumerate(lines, piece.line):
         if not line.strip():
             continue
-        row = parse_json(line, f"{piece.source}, line {number}", shape, "name the text with --text_column")
-        yield list(paragraphs((row[text_column] or "").splitlines()))
+        record = parse_json(line, f"{piece.source}, line {number}", shape, "name the text with --text_column")
+        yield list(paragraphs((record[text_column] or "").splitlines()))
 
 
 def _documents_of_extractor(lines: Iterable[str]) -> Iterator[Document]:
-    """<doc id=... title=...>, the title, a blank line, a paragraph a line, </doc>."""
+    """The format: <doc id=... title=...>, the title, a blank line, one paragraph per line, </doc>."""
     title, document = "", []
     for line in map(str.strip, lines):
         if line.startswith("<doc "):
@@ -202,8 +202,8 @@ def pack(document: Document, target_length: int, min_length: int) -> Packed:
     """Packs a document's sentences into sequences of about even length.
 
     Args:
-        target_length: most words and punctuation marks of a sequence; a longer sentence is a sequence by itself.
-        min_length: of fewer words, a sequence is dropped.
+        target_length: maximum words and punctuation marks in a sequence; a longer sentence is a sequence by itself.
+        min_length: sequences with fewer words are dropped.
     """
     kept: list[tuple[str, int]] = []  # sentences, and how many words they have
     n_fragments = 0
@@ -214,7 +214,7 @@ def pack(document: Document, target_length: int, min_length: int) -> Packed:
         else:
             kept += counted
     total = sum(n for _, n in kept)
-    enough = total / max(1, -(-total // target_length))  # so that no short rest is left at the end
+    enough = total / max(1, -(-total // target_length))  # so that no short piece is left at the end
     sequences: list[tuple[list[str], int]] = []
     parts: list[str] = []
     length = 0

@@ -40,11 +40,11 @@ def expand_globs(names: list[str]) -> list[str]:
 
 
 class TokenCorpus:
-    """The sequences of several files, one after the other: `len(corpus)`, `corpus[i]`, and blocks of many.
+    """The sequences of several files as one list: `len(corpus)`, `corpus[i]`, and blocks of many.
 
     Attributes:
         files: what it consists of.
-        first_sequence, first_token: (n_files + 1,) int64, where each file begins among all, and the total.
+        first_sequence, first_token: (n_files + 1,) int64, where each file begins in the whole, and the total.
         made_by: the description of the tokenizer that made the files; None for files of other tools.
     """
 
@@ -103,12 +103,12 @@ class TokenCorpus:
 
     @property
     def on_disk(self) -> bool:
-        """Whether another process can open it at no cost."""
+        """Whether another process can open it cheaply."""
         return all(isinstance(file, TokensOnDisk) for file in self.files)
 
     @property
     def identity(self) -> dict:
-        """Tells this corpus from another one: its size and the checksum of its tokens."""
+        """What identifies this corpus: its size and the checksum of its tokens."""
         crcs = [file.crc for file in self.files]
         crc = crcs[0] if len(crcs) == 1 else zlib.crc32(np.array(crcs, "<u4"))
         return {"sequences": len(self), "tokens": self.n_tokens, "crc32": crc}

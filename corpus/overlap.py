@@ -142,7 +142,7 @@ class Overlap:
 
 
 def find_overlaps(corpus: TokenCorpus, tokenizer, paths: list[str], n: int = NGRAM) -> Overlap:
-    """Reads the whole corpus once, and holds it against the texts of these files."""
+    """Reads the whole corpus once, and compares it with the texts of these files."""
     texts_of = [read_texts(path) for path in paths]
     ngrams = WordNgrams([text for texts in texts_of for text in texts], tokenizer, n)
     first_text = np.cumsum([0, *map(len, texts_of)])
@@ -179,7 +179,7 @@ def find_overlaps(corpus: TokenCorpus, tokenizer, paths: list[str], n: int = NGR
 
 
 def write_overlap(path: str, overlap: Overlap, corpus: TokenCorpus, n: int) -> None:
-    """A JSON file for `train.py --leave_out`, good for this corpus only."""
+    """Writes a JSON file for `train.py --leave_out`, valid for this corpus only."""
     content = {"corpus": corpus.identity, "ngram": n, "files": overlap.files, "sequences": overlap.sequences.tolist()}
     with atomic_write(path, "w") as file:
         json.dump(content, file)

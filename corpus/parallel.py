@@ -20,12 +20,12 @@ AHEAD = 2  # items a process that are read before their turn comes
 
 @contextlib.contextmanager
 def map_ordered(n_processes: int) -> Iterator[MapTasks]:
-    """Something like `map` whose calls are divided among processes. Items are drawn as they are needed.
+    """Yields a function like `map` that divides the calls among processes and reads items only as it needs them.
 
     Args:
-        n_processes: beside this one; 0: all is done in this one. Nor is one started for a single item.
+        n_processes: in addition to this one; with 0, or with a single item, this process does everything.
 
-    Raises: what the function raised, where its item has its turn; RunError if a process was killed.
+    Raises: what the function raised, when it is that item's turn; RunError if a process was killed.
     """
     if not n_processes:
         yield map
@@ -60,7 +60,7 @@ def _map(pool: ProcessPoolExecutor, n_ahead: int, function: Callable, items: Ite
 
 
 def _end_with_parent() -> None:
-    """Signals are the parent's to answer; but a helper whose parent was killed must not wait for it forever."""
+    """The parent answers signals, but a helper whose parent was killed must not wait for it forever."""
     ignore_stop_signals()
     parent = multiprocessing.parent_process().sentinel
 

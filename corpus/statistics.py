@@ -9,7 +9,7 @@ from corpus.tokenization import boundary_ids, has_boundaries, unknown_id
 from dataset import count_per_sequence
 from utils import progress_bar
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits like random ones
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # odd, and its bits look random
 PLACE_WEIGHTS = np.random.default_rng(0).integers(1 << 63, size=1 << 16, dtype=np.uint64) << np.uint64(1) | np.uint64(1)
 
 
@@ -76,7 +76,7 @@ def _special_inside(counts: np.ndarray, special_ids: dict, n_at_ends: int) -> di
 def hash_sequences(ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(n_sequences,) uint64, equal for equal sequences, and for others once in 2^64 pairs or so.
 
-    A multilinear hash: the sum over the sequence of (mixed id x random odd weight of its place), modulo 2^64.
+    A multilinear hash: the sum over the sequence of (mixed id x random odd factor of its position), modulo 2^64.
     """
     lengths = np.diff(offsets)
     place = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)

@@ -25,7 +25,7 @@ BLOCK = 1 << 20  # bytes read at once
 MAX_LINE = 4 << 20  # bytes; a longer one is not a sequence, and would not leave memory bounded
 SHOWN_WARNINGS = 5
 LOOKED_AT = 8192  # bytes, to tell whether a file is text
-MAX_WRONG = 0.1  # share of them that may be none of a text in UTF-8
+MAX_WRONG = 0.1  # share of them that need not be valid UTF-8
 CONTROL = [bytes([i]) for i in range(32) if chr(i) not in "\t\n\r\f\b\x1b"]
 DOCUMENT_MARKS = (b"%PDF", b"{\\rtf")
 COMPRESSIONS = {  # how such a file begins, and what decompresses it
@@ -168,7 +168,7 @@ class TextReader:
             logger.warning("%d lines in all are not UTF-8", self.n_bad)
 
     def _estimate(self, at: int, file: BinaryIO) -> int | None:
-        """How long the text of all spans is, if the rest is compressed as the current file so far."""
+        """The length of the text of all spans, if the rest compresses as well as the current file so far."""
         if self.spans[0].path == STDIN:
             return None
         known = sum(span.stop - span.start for span in self.spans if span.stop is not None)
@@ -196,7 +196,7 @@ class TextReader:
 
 
 def _line_blocks(text: BinaryIO, span: Span, at: int) -> Iterator[tuple[bytes, int, int]]:
-    """Whole lines of a span from byte `at` on: (them, where they begin, number of the first, counted from 1)."""
+    """Whole lines of a span from byte `at` on: (lines, where they begin, number of the first, counting from 1)."""
     if at:
         text.seek(at - 1)
         at += len(text.readline()) - 1  # a line belongs to the span in which it begins
@@ -229,7 +229,7 @@ def _line_blocks(text: BinaryIO, span: Span, at: int) -> Iterator[tuple[bytes, i
 def check_is_text(start: bytes, path: str | Path) -> None:
     """Raises InputError if a file that starts with these bytes is not text in UTF-8, judging by LOOKED_AT bytes.
 
-    Some bytes that are wrong are left to the reader, which replaces them: old texts have a few.
+    A few wrong bytes, which old texts have, are left to the reader, which replaces them.
     """
     start = start[:LOOKED_AT]
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:

@@ -35,7 +35,7 @@ def load_tokenizer(name: str):
 
 
 def describe_tokenizer(tokenizer) -> dict:
-    """What a file must remember of the tokenizer that made it: name, size, special ids, a hash of the vocabulary."""
+    """What a file records about the tokenizer that made it: name, size, special ids, a hash of the vocabulary."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return {
         "tokenizer": tokenizer_short_name(tokenizer.name_or_path),
@@ -77,7 +77,7 @@ def unknown_id(special_ids: dict) -> int | None:
 
 
 def padding_id(tokenizer) -> int:
-    """GPT-2 has no padding token; padded places are never looked at."""
+    """GPT-2 has no padding token, so its end token will do: nothing looks at padding."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
@@ -93,8 +93,8 @@ def has_boundaries(ids: np.ndarray, offsets: np.ndarray, special_ids: dict) -> n
 def word_beginnings(tokenizer) -> np.ndarray:
     """(voc_size,) bool, which tokens begin a word, or are a punctuation mark.
 
-    Told by how the vocabulary marks its pieces: WordPiece those that go on ("##s"), byte-level BPE ("Ġword") and
-    SentencePiece ("▁word") those that come after a blank.
+    Vocabularies mark pieces differently: WordPiece marks those that continue a word ("##s"), byte-level BPE
+    ("Ġword") and SentencePiece ("▁word") mark those that follow a space.
 
     Raises: InputError if it marks neither.
     """

@@ -47,10 +47,10 @@ def _groups(values: np.ndarray, ends: tuple[int, ...], first: str, others: str, 
 def by_layer(
     model: LanguageModel, teacher: LanguageModel, text: MicroBatches, world: World, dtype: torch.dtype
 ) -> list[dict[str, float]]:
-    """What `held_out.evaluate` says of the model if it ended after its first layer, its second, and so on.
+    """The metrics of `held_out.evaluate` if the model ended after its first layer, its second, and so on.
 
     Args:
-        teacher: is asked once for each layer, so best a `held_out.Remembered`.
+        teacher: read once for each layer, so preferably a `held_out.Remembered`.
     """
     own_family = model.model.config.model_type
     found = []
@@ -60,16 +60,16 @@ def by_layer(
     return found
 
 
-def tables(rows: list[dict], counts: np.ndarray) -> str:
+def tables(results: list[dict], counts: np.ndarray) -> str:
     """Loss and agreement of students by frequency, by length and by layer, in Markdown.
 
     Args:
-        rows: the teacher's and the students', each with its `name` and its `labels`, as of `held_out.evaluate_labels`;
+        results: the teacher's and the students', each with its `name` and `labels`, as from `held_out.evaluate_labels`;
             a student's also with what `by_layer` returns.
         counts: (voc_size,) how often each id occurs in the training text.
     """
-    teacher, *students = (row["labels"] for row in rows)
-    of_each = [f"{row['name']}: {what}" for row in rows[1:] for what in ("loss", "as teacher")]
+    teacher, *students = (result["labels"] for result in results)
+    of_each = [f"{result['name']}: {what}" for result in results[1:] for what in ("loss", "as teacher")]
     parts = []
     for title, groups in (
         ("word", groups_by_frequency(teacher["label"], counts)),
@@ -80,13 +80,13 @@ def tables(rows: list[dict], counts: np.ndarray) -> str:
             cells.append([name, f"{mask.sum():,}", f"{teacher['loss'][mask].mean():.3f}"])
             for student in students:
                 cells[-1] += _figures(student["loss"][mask].mean(), student["agreement"][mask].mean())
-        parts.append(markdown_table([title, "words", f"{rows[0]['name']}: loss", *of_each], cells))
-    depths = [len(row["by_layer"]) for row in rows[1:]]
+        parts.append(markdown_table([title, "words", f"{results[0]['name']}: loss", *of_each], cells))
+    depths = [len(result["by_layer"]) for result in results[1:]]
     cells = []
     for layer in range(max(depths)):
         cells.append([str(layer + 1)])
-        for row, depth in zip(rows[1:], depths, strict=True):
-            metrics = row["by_layer"][layer] if layer < depth else None
+        for result, depth in zip(results[1:], depths, strict=True):
+            metrics = result["by_layer"][layer] if layer < depth else None
             cells[-1] += _figures(loss_of(metrics), metrics["agreement"]) if metrics else ["", ""]
     parts.append(markdown_table(["if it ended after layer", *of_each], cells))
     return "\n\n".join(parts)

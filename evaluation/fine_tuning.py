@@ -66,7 +66,7 @@ def load_for(
 
 
 def taken_by(model: torch.nn.Module, features: dict) -> dict:
-    """Those features that its `forward` takes: a DistilBERT takes no token types."""
+    """The features that the model's `forward` takes: a DistilBERT takes no token types."""
     names = _parameters(type(model))
     return {name: value for name, value in features.items() if name in names}
 
@@ -77,7 +77,7 @@ def _parameters(model_class: type) -> set[str]:
 
 
 def longest(model: PreTrainedModel, tokenizer, asked: int) -> int:
-    """How many tokens of a text are read, if so many are asked for."""
+    """The most tokens of a text to read: `asked`, or what the model can take if that is less."""
     known = model.config.model_type in FAMILIES
     return min(asked, tokenizer.model_max_length, max_length(model.config) if known else asked)
 
@@ -99,7 +99,7 @@ class OneDevice(TrainingArguments):
 
 
 class FineTuner:
-    """Trains and asks one model.
+    """Trains one model on a task, and predicts with it.
 
     Args:
         model: with the head of the task.
@@ -134,7 +134,7 @@ class FineTuner:
 
         Args:
             title: what the progress bar says.
-            trainer_class: with another loss, for example; `more` is what it needs besides.
+            trainer_class: one with another loss, for example; `more` goes to its constructor.
 
         Raises: RunError if the weights are not finite in the end.
         """

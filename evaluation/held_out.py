@@ -70,7 +70,7 @@ def even_masking(tokenizer) -> Masking:
 
 
 def with_training_masks(even: MicroBatches, training: Masking | None, tokenizer) -> dict[str, MicroBatches]:
-    """The batches to evaluate on, by what the names of their figures begin with: `even`, and where the training masks
+    """The batches to evaluate on, keyed by the prefix of their metrics' names: `even`, and where the training masks
     otherwise, the same text under the training's masks."""
     if training is None or training.is_like(even_masking(tokenizer)):
         return {"": even}
@@ -215,7 +215,7 @@ BESIDE_TEACHER = ("kl", "agreement", "teacher_loss", "teacher_accuracy")
 
 
 def _mine(text: MicroBatches, world: World, is_pressing: Callable[[], bool]) -> Iterator[MicroBatch]:
-    """This process's micro-batches, on its device, until there is no time left."""
+    """This process's micro-batches, on its device, for as long as there is time."""
     for j in text.batches.sampler.batches_of_rank(world.rank, world.size):
         if is_pressing():
             return

@@ -18,7 +18,7 @@ from training.distributed import World
 
 
 def usual_lists(depth: int, n: int, types: list[str] | None = None) -> dict[str, list[int]]:
-    """Lists of `n` of `depth` layers that people choose, by what they are called; each list once.
+    """The usual choices of `n` of `depth` layers, by name; each list once.
 
     Args:
         types: of the layers, where they alternate.
@@ -37,7 +37,7 @@ def usual_lists(depth: int, n: int, types: list[str] | None = None) -> dict[str,
 
 
 def one_by_one(depth: int, n: int, score: Callable[[list[int]], float]) -> list[int]:
-    """The layers that are left when the one that is missed least is taken away until `n` are left.
+    """The layers that remain after repeatedly removing the one whose removal hurts least, until `n` are left.
 
     Args:
         score: of a list of layers; the lower, the better.
@@ -80,7 +80,7 @@ class Trial:
         self.beside = held_out.Remembered(teacher)
 
     def metrics(self, layers: list[int]) -> dict[str, float]:
-        """What `held_out.evaluate` says of a student with these layers."""
+        """The metrics of `held_out.evaluate` for a student with these layers."""
         student = LanguageModel(with_layers(self.teacher, layers, self.student_type)).to(self.world.device)
         metrics = held_out.evaluate(student, self.beside, self.text, self.world, self.dtype)
         self.tried()

@@ -14,28 +14,28 @@ from evaluation.glue import APART, TASKS
 from files.json_reader import read_json_lines
 from utils import markdown_table
 
-ROW = {"model": str, "task": str, "seed": (int, None), "weights": int, "metrics": {"score": float, ...: float}}
+RECORD = {"model": str, "task": str, "seed": (int, None), "weights": int, "metrics": {"score": float, ...: float}}
 RESULT = ("metrics", "seconds", "versions")
 
 
 def read(path: str | Path) -> list[dict]:
-    """The rows of the file, if it is there; a last line that a kill cut short is left out.
+    """The records of the file, if it is there; a last line that a kill cut short is left out.
 
     Raises: InputError if it is not such a file.
     """
     if not Path(path).exists():
         return []
-    return read_json_lines(path, ROW, "name a file of scripts/run_glue.py's scores")
+    return read_json_lines(path, RECORD, "name a file of scripts/run_glue.py's scores")
 
 
-def append(path: str | Path, row: dict) -> None:
-    """Appends a row as a line, which is on the disk when this returns."""
+def append(path: str | Path, record: dict) -> None:
+    """Appends a record as a line, which is on the disk when this returns."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     kept = Path(path).read_bytes() if Path(path).exists() else b""
     with open(path, "r+b" if kept else "wb") as file:
         file.truncate(kept.rfind(b"\n") + 1)  # a torn last line
         file.seek(0, 2)
-        file.write(json.dumps(row).encode() + b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -45,34 +45,36 @@ def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in ("torch", "transformers")}
 
 
-def find(rows: list[dict], wanted: dict) -> dict | None:
-    """The row of this model, task and seed under the same conditions."""
-    for row in reversed(rows):
-        if {key: value for key, value in row.items() if key not in RESULT} == wanted:
-            return row
+def find(records: list[dict], wanted: dict) -> dict | None:
+    """The record of this model, task and seed under the same conditions."""
+    for record in reversed(records):
+        if {key: value for key, value in record.items() if key not in RESULT} == wanted:
+            return record
     return None
 
 
-def by_task(rows: list[dict], model: str) -> dict[str, list[float]]:
+def by_task(records: list[dict], model: str) -> dict[str, list[float]]:
     """Task -> the scores of a model's seeds, those of its newest weights under the newest conditions."""
-    mine = [row for row in rows if row["model"] == model]
+    mine = [record for record in records if record["model"] == model]
     scores: dict[str, dict] = {}
-    for row in mine:
-        conditions = {key: value for key, value in row.items() if key not in (*RESULT, "seed")}
-        if scores.get(row["task"], {}).get("conditions") != conditions:
-            scores[row["task"]] = {"conditions": conditions, "seeds": {}}
-        scores[row["task"]]["seeds"][row["seed"]] = row["metrics"]["score"]
+    for record in mine:
+        conditions = {key: value for key, value in record.items() if key not in (*RESULT, "seed")}
+        if scores.get(record["task"], {}).get("conditions") != conditions:
+            scores[record["task"]] = {"conditions": conditions, "seeds": {}}
+        scores[record["task"]]["seeds"][record["seed"]] = record["metrics"]["score"]
     return {task: list(entry["seeds"].values()) for task, entry in scores.items()}
 
 
-def table(rows: list[dict], models: list[str]) -> str:
-    """Markdown: a row a task, a column a model, the first of which the others are held against.
+def table(records: list[dict], models: list[str]) -> str:
+    """A Markdown table: one line per task, one column per model; the first model is what the others are compared to.
 
     Macro scores are over the tasks that all models have scores of.
     """
-    scores = {model: by_task(rows, model) for model in models}
+    scores = {model: by_task(records, model) for model in models}
     shared = [task for task in TASKS if all(task in known for known in scores.values())]
-    others = [task for task in (*TASKS, *sorted({row["task"] for row in rows} - TASKS.keys())) if task not in shared]
+    others = [
+        task for task in (*TASKS, *sorted({record["task"] for record in records} - TASKS.keys())) if task not in shared
+    ]
     cells = [[task, *(_cell(scores[model].get(task)) for model in models)] for task in shared]
     for title, tasks in _averages(shared):
         means = [_mean_of_medians(scores[model], tasks) for model in models]
@@ -88,9 +90,9 @@ def table(rows: list[dict], models: list[str]) -> str:
     return f"{markdown_table(['task', *models], cells)}\n\n{seeds}; in brackets, % of {models[0]}'s."
 
 
-def kept(rows: list[dict], teacher: str, student: str) -> float | None:
+def kept(records: list[dict], teacher: str, student: str) -> float | None:
     """The student's macro score in % of the teacher's, over the tasks that both have scores of; None if it is 0."""
-    theirs, own = by_task(rows, teacher), by_task(rows, student)
+    theirs, own = by_task(records, teacher), by_task(records, student)
     shared = [task for task in TASKS if task in theirs and task in own]
     if not shared:
         return None
@@ -103,7 +105,7 @@ def _mean_of_medians(scores: dict[str, list[float]], tasks: list[str]) -> float:
 
 
 def _averages(shared: list[str]) -> list[tuple[str, list[str]]]:
-    """What is averaged, and under which title."""
+    """Which tasks are averaged, and under which title."""
     apart = [task for task in shared if task in APART]
     rest = [task for task in shared if task not in APART]
     averages = [(f"macro over {len(shared)}", shared)] if len(shared) > 1 else []

@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 
 def read_questions(path: str, flag: str) -> list[Question]:
-    """The questions of a file in SQuAD's format. Raises: InputError if it is none."""
+    """The questions of a file in SQuAD's format. Raises: InputError if it is not such a file."""
     articles = read_json(path, SQUAD, "give a file in the format of SQuAD 1.1", flag)["data"]
     questions = [
         Question(
@@ -212,7 +212,7 @@ def metrics(questions: list[Question], answers: dict[str, str]) -> dict[str, flo
 
 
 class QuestionAnswerer:
-    """A fine-tuned model to ask:
+    """A fine-tuned model that answers questions:
 
         QuestionAnswerer("folder").answer("Who wrote it?", "It was written by Ada.")
 

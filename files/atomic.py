@@ -15,7 +15,7 @@ from utils import InputError, RunError, logger
 
 @contextlib.contextmanager
 def naming_write_errors(path: str | Path) -> Iterator[None]:
-    """Around the writing of a library: its error for a full disk or the like becomes an OSError that names the path.
+    """Wraps a library's writing: its error for a full disk or the like becomes an OSError that names the path.
 
     PyTorch raises a RuntimeError with the OSError behind it, and libraries written in Rust (safetensors, tokenizers) an
     error of their own, which says "os error 28", or "Os { code: 28" in older ones.
@@ -34,7 +34,7 @@ def naming_write_errors(path: str | Path) -> Iterator[None]:
             found = OSError(int(number[1]), os.strerror(int(number[1])))
         else:
             raise
-        if found.filename is None or ".tmp" in str(found.filename):  # the user knows no temporary names
+        if found.filename is None or ".tmp" in str(found.filename):  # users don't know our temporary names
             found.filename = str(path)
         raise found from None
 
@@ -82,7 +82,7 @@ def only_writer(temporary: Path, path: Path) -> Iterator[None]:
 
 
 def lock(handle: int, path: str | Path) -> None:
-    """For as long as the handle is open. Raises: InputError if another process writes to this path."""
+    """Locks for as long as the handle is open. Raises: InputError if another process writes to this path."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -98,7 +98,7 @@ def _tell_of_no_locks(folder: str, reason: str) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes a rename in it outlive a power cut."""
+    """Makes a rename in it survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

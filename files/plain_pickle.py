@@ -190,7 +190,7 @@ def load_sequences(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_of_integers(sequence: object) -> bool:
-    """Whether it is flat and of integers only. Copies nothing: a nested list can be far larger than its file."""
+    """Whether it is a flat list of integers. Copies nothing, since a nested list can be far larger than its file."""
     if isinstance(sequence, np.ndarray):
         return sequence.ndim == 1 and (not sequence.size or sequence.dtype.kind in "iu")
     return isinstance(sequence, (list, tuple)) and all(

@@ -29,7 +29,7 @@ class LanguageModel(nn.Module):
             attention_mask: (bs, seq_length) bool; padding stands at the right. None: nothing is padded.
         """
         if self.family.causal:
-            attention_mask = None  # what stands at the right is never looked at
+            attention_mask = None  # a causal model never looks at what is to the right
         elif attention_mask is not None:
             attention_mask = self._masks(attention_mask)
         output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
@@ -80,7 +80,7 @@ class LanguageModel(nn.Module):
                     parameter.data = parameter.data.to(dtype)
 
     def freeze_head(self) -> None:
-        """Keeps all weights as they are that are not the encoder's."""
+        """Freezes all weights outside the encoder."""
         of_encoder = {id(parameter) for parameter in self.encoder.parameters()}
         for parameter in self.model.parameters():
             if id(parameter) not in of_encoder:
@@ -117,7 +117,7 @@ class LanguageModel(nn.Module):
 
 
 def freeze(model: PreTrainedModel, table: str | None) -> bool:
-    """Keeps an embedding table of the model as it is. Returns whether the model has it."""
+    """Freezes an embedding table. Returns whether the model has it."""
     if table is None:
         return False
     model.get_submodule(table).weight.requires_grad_(False)

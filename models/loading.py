@@ -38,7 +38,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def read_config(name: str) -> PretrainedConfig:
-    """As `load_config`, of a model of any family."""
+    """Like `load_config`, but for a model of any family."""
     quiet_transformers()
     if str(name).endswith(".json") and not Path(name).is_file():
         raise InputError(f"{name} does not exist.")
@@ -51,7 +51,7 @@ def read_config(name: str) -> PretrainedConfig:
             config = AutoConfig.for_model(values.pop("model_type", "distilbert"), **values)
         else:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # values of any kind can raise nearly anything
+    except Exception as error:  # odd values can raise almost anything
         raise InputError(f"{name}: no model configuration could be read ({why_not_loaded(name, error)}).") from None
     # How outputs come is for the caller to say.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
@@ -86,7 +86,7 @@ def count_parameters(config: PretrainedConfig, name: str) -> int:
     return _N_PARAMETERS[key]
 
 
-_N_PARAMETERS: dict[str, int] = {}  # of configurations that were counted before: a run asks several times
+_N_PARAMETERS: dict[str, int] = {}  # of configurations counted before, since a run asks several times
 
 
 def load_language_model(
@@ -131,7 +131,7 @@ def load_weights(model_class: type, name: str, purpose: str, **options) -> tuple
     options |= {"dtype": torch.float32, "trust_remote_code": False, "weights_only": True}
     try:
         model, report = model_class.from_pretrained(name, output_loading_info=True, **options)
-    except Exception as error:  # a damaged file can raise nearly anything
+    except Exception as error:  # a damaged file can raise almost anything
         problem = _damage(name) or f"the weights could not be loaded ({reason_of(error)})"
         raise InputError(f"{purpose} {name}: {problem}.") from None
     return model, sorted(report["missing_keys"])

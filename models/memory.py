@@ -17,7 +17,7 @@ BYTES_LOADED, BYTES_TRAINED = 4, 16  # a parameter takes: its weight; beside it 
 
 
 def check_memory(what: str, device: torch.device, loaded: int = 0, trained: int = 0) -> None:
-    """Raises InputError if so many parameters, without anything computed from them, take more than what is free."""
+    """Raises InputError if this many parameters alone, before anything is computed, take more memory than is free."""
     needed, free = BYTES_LOADED * loaded + BYTES_TRAINED * trained, available_memory(device)
     if needed > free:
         raise InputError(
@@ -34,7 +34,7 @@ def default_tokens_per_micro_batch(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far."""
+    """The most bytes held so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -48,7 +48,7 @@ def give_back_free_memory() -> None:
 
 
 class FreeMemory:
-    """Gives it back now and then.
+    """Gives free main memory back now and then.
 
     Micro-batches of changing sizes leave gaps in the heap: after some hundred steps on a CPU, several times what a
     step needs. It takes a tenth of a second.
@@ -58,7 +58,7 @@ class FreeMemory:
         self.on_cpu, self._last = device.type == "cpu", time.monotonic()
 
     def give_back(self) -> None:
-        """Does so on a CPU, if it was not done in the last TRIM_SECONDS."""
+        """On a CPU, unless it did so within the last TRIM_SECONDS."""
         if self.on_cpu and time.monotonic() - self._last > TRIM_SECONDS:
             give_back_free_memory()
             self._last = time.monotonic()

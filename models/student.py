@@ -108,7 +108,7 @@ def student_with(config: PretrainedConfig, state: dict[str, torch.Tensor], weigh
 
 
 def usual_layers(teacher: PretrainedConfig) -> list[int]:
-    """Half of them, evenly spread."""
+    """Half of the teacher's layers, evenly spread."""
     n = half_depth_config(teacher).num_hidden_layers
     return spread_layers(teacher.num_hidden_layers, n, getattr(teacher, "layer_types", None))
 
@@ -177,7 +177,7 @@ def extract_same_family(state: dict[str, torch.Tensor], layers: list[int], prefi
 
 
 def with_layers(model: PreTrainedModel, layers: list[int], student_type: str | None = None) -> PreTrainedModel:
-    """A student with some of the model's layers, and all else that it can take; arguments as of `extract`."""
+    """A student with some of the model's layers and all its other weights that fit; arguments as for `extract`."""
     return student_with(*extract(model, layers, True, student_type), "the model")
 
 

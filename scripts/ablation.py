@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def without(training: list[str], names: tuple[str, ...]) -> list[str]:
-    """The flags but for these and their values."""
+    """The flags without these and their values."""
     kept, skipping = [], False
     for part in training:
         if part.startswith("--"):
@@ -117,7 +117,7 @@ def flags_of(row: str, training: list[str], base: argparse.Namespace) -> list[st
 
 
 def held_out(run: Path) -> dict[str, float]:
-    """The figures of a run's last evaluation."""
+    """The metrics of a run's last evaluation."""
     rows = [row for row in read_metrics(run / METRICS) if row["kind"] == "valid"]
     return rows[-1] if rows else {}
 

@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def alone(function: Callable, *arguments):
-    """Calls it in a fresh process, so that its memory is its own."""
+    """Calls it in a fresh process, so that its memory is measured alone."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
@@ -88,7 +88,7 @@ def seconds(function: Callable) -> float:
 
 @contextlib.contextmanager
 def only_warnings() -> Iterator[None]:
-    """The scripts that are called need not say what they do."""
+    """Silences the scripts that are called, except for warnings."""
     logging.disable(logging.INFO)
     try:
         yield
@@ -208,7 +208,7 @@ def write_both(args: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
 
 
 def forget(path: Path) -> None:
-    """Makes the next reading of a file come from the disk."""
+    """Makes the next read of a file come from the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

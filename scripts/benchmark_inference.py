@@ -149,7 +149,7 @@ def make_forms(name: str, args: argparse.Namespace, texts: list, device: torch.d
 
 
 def time_pass(form: Form, batch_size: int) -> list[np.ndarray]:
-    """Notes the time of one pass; returns the outputs if they are small, one row a text."""
+    """Records the time of one pass; returns the outputs if they are small, one line per text."""
     outputs = []
     start = time.perf_counter()
     for batch in form.batches[batch_size]:
@@ -189,7 +189,7 @@ def compare_outputs(forms: list[Form], reference: Form) -> None:
 
 
 def size_table(forms: list[Form], parameters: dict[str, int]) -> str:
-    """A row a model: parameters, and the size of each file."""
+    """A table: one line per model, with its parameters and the size of each file."""
     first = next(iter(parameters.values()))
     titles = {forms[0].name: "MB in its folder"} | {name: f"MB, {FORMS[name]}" for name in (ONNX, ONNX_INT8)}
     rows = []
@@ -201,7 +201,7 @@ def size_table(forms: list[Form], parameters: dict[str, int]) -> str:
 
 
 def time_table(forms: list[Form], models: list[str], batch_size: int, n: int) -> str:
-    """A row a form; ratios are to the first model in the same form."""
+    """A table: one line per form; ratios are to the first model in the same form."""
     rows = []
     for name, shown in FORMS.items():
         by_model = {form.model: form for form in forms if form.name == name}

@@ -84,26 +84,26 @@ def size_on_disk(name: str) -> int | None:
     return sum(file.stat().st_size for file in files) or None
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown; the first row is the teacher's, which the others' ratios refer to."""
+def table(results: list[dict]) -> str:
+    """Markdown; the first result is the teacher's, which the others' ratios refer to."""
     columns: dict[str, Callable[[dict], str]] = {
-        "model": lambda row: row["name"],
-        "layers": lambda row: str(row["layers"]),
-        "parameters": lambda row: (
-            f"{row['parameters'] / 1e6:.1f} M ({100 * row['parameters'] / rows[0]['parameters']:.0f} %)"
+        "model": lambda result: result["name"],
+        "layers": lambda result: str(result["layers"]),
+        "parameters": lambda result: (
+            f"{result['parameters'] / 1e6:.1f} M ({100 * result['parameters'] / results[0]['parameters']:.0f} %)"
         ),
-        "MB": lambda row: f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "?",
+        "MB": lambda result: f"{result['bytes'] / 1e6:.1f}" if result["bytes"] else "?",
     }
-    if "labels" in rows[0]:
-        columns["loss"] = lambda row: f"{row['labels']['loss'].mean():.3f}"
-        columns["as teacher"] = lambda row: f"{100 * row['labels']['agreement'].mean():.1f} %"
+    if "labels" in results[0]:
+        columns["loss"] = lambda result: f"{result['labels']['loss'].mean():.3f}"
+        columns["as teacher"] = lambda result: f"{100 * result['labels']['agreement'].mean():.1f} %"
     else:
-        columns["cosine"] = lambda row: "" if row["cosine"] is None else f"{row['cosine']:.3f}"
-    if "sts_b" in rows[0]:
-        columns["STS-B"] = lambda row: f"{row['sts_b']:.1f}"
-    columns["tokens/s"] = lambda row: f"{row['speed']:,.0f}"
-    columns["speed-up"] = lambda row: f"{row['speed'] / rows[0]['speed']:.2f}x"
-    return utils.markdown_table(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+        columns["cosine"] = lambda result: "" if result["cosine"] is None else f"{result['cosine']:.3f}"
+    if "sts_b" in results[0]:
+        columns["STS-B"] = lambda result: f"{result['sts_b']:.1f}"
+    columns["tokens/s"] = lambda result: f"{result['speed']:,.0f}"
+    columns["speed-up"] = lambda result: f"{result['speed'] / results[0]['speed']:.2f}x"
+    return utils.markdown_table(list(columns), [[cell(result) for cell in columns.values()] for result in results])
 
 
 def difference(a: dict, b: dict) -> str:
@@ -122,21 +122,21 @@ def difference(a: dict, b: dict) -> str:
     )
 
 
-def report(rows: list[dict]) -> str:
+def report(results: list[dict]) -> str:
     explained = (
         "loss: nats a masked word, on held-out text; as teacher: how often the first guess is the teacher's; ± is one "
         "standard error"
     )
-    if "cosine" in rows[0]:
+    if "cosine" in results[0]:
         explained = "cosine: of the last hidden states with the teacher's, a mean over the tokens of held-out text"
-    if "sts_b" in rows[0]:
+    if "sts_b" in results[0]:
         explained += (
             "; STS-B: Spearman's correlation, in percent, of cosines of mean hidden states, without fine-tuning"
         )
-    lines = [table(rows), "", *textwrap.wrap(explained, 98), ""]
-    others = rows[2:] if "labels" in rows[0] else []
+    lines = [table(results), "", *textwrap.wrap(explained, 98), ""]
+    others = results[2:] if "labels" in results[0] else []
     for other in others:
-        lines += [*textwrap.wrap(difference(rows[1], other), 98), ""]
+        lines += [*textwrap.wrap(difference(results[1], other), 98), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -182,12 +182,12 @@ def measure(
     text = held_out.held_out_batches(corpus, tokenizer, length, on_words and not causal, chosen, masking)
 
     logger.info("evaluating on %s in %s", describe_device(world.device), str(dtype).split(".")[1])
-    rows = []
+    results = []
     teacher = held_out.Remembered(models[0].model)
     bar = utils.progress_bar(total=len(models) * (1 + turns + 1), desc="comparing")
     for name, model in zip(names, models, strict=True):
         part = model.model if on_words else model.encoder
-        row = {
+        result = {
             "name": Path(name).name,
             "layers": model.depth,
             "parameters": sum(p.numel() for p in part.parameters()),
@@ -195,14 +195,14 @@ def measure(
         }
         compared = model, teacher, text, world.device, dtype
         if on_words:
-            row["labels"] = held_out.evaluate_labels(*compared)
+            result["labels"] = held_out.evaluate_labels(*compared)
             if layers and model is not models[0]:
-                row["by_layer"] = by_layer(model, teacher, text, world, dtype)
+                result["by_layer"] = by_layer(model, teacher, text, world, dtype)
         else:
-            row["cosine"] = held_out.evaluate_cosine(*compared)
+            result["cosine"] = held_out.evaluate_cosine(*compared)
         if pairs:
-            row["sts_b"] = similarity_scores(name, tokenizer, pairs, world.device)["score"]
-        rows.append(row)
+            result["sts_b"] = similarity_scores(name, tokenizer, pairs, world.device)["score"]
+        results.append(result)
         bar.update()
     prepared = [micro_batch.to(world.device) for micro_batch in text]
     times = [[] for _ in models]
@@ -211,9 +211,9 @@ def measure(
             seconds.append(seconds_of_forward(model, prepared, world, dtype, on_words))
             bar.update()
     bar.close()
-    for row, seconds in zip(rows, times, strict=True):
-        row["speed"] = text.batches.dataset.n_tokens / statistics.median(seconds[1:])
-    return rows
+    for result, seconds in zip(results, times, strict=True):
+        result["speed"] = text.batches.dataset.n_tokens / statistics.median(seconds[1:])
+    return results
 
 
 @utils.command_line(make_parser)
@@ -225,15 +225,15 @@ def main(args: argparse.Namespace) -> None:
     if args.token_counts:
         check_input_file(args.token_counts, "--token_counts")
     world = single_process(args.n_gpu)
-    rows = measure(
+    results = measure(
         [args.teacher, *args.models], args.tokenizer_name, args.valid_data_file or args.data_file,
         None if args.valid_data_file else args.valid_share, args.turns, world, choose_dtype(args, world.device),
         args.token_counts, args.mlm_smoothing, args.data_dir,
     )  # fmt: skip
-    print(report(rows))
+    print(report(results))
     if args.output:
         with atomic_write(args.output, "w") as out:
-            out.write(report(rows) + "\n")
+            out.write(report(results) + "\n")
 
 
 if __name__ == "__main__":

@@ -377,7 +377,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def max_length_of(tokenizer, teacher) -> int:
-    """What train.py takes for a teacher, and for its student of the same positions."""
+    """The maximum length that train.py uses for a teacher and its student."""
     if teacher is None:
         return 512
     from models.families import max_length

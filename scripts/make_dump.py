@@ -40,7 +40,7 @@ from files.paths import check_input_file, check_output_file
 from utils import InputError, integer, logger, n_cores, path, real, reason_of
 
 MARKUP = 0.1  # share of tags above which a text counts as markup
-FILES_AT_ONCE = 32  # that a process reads for their docstrings
+FILES_AT_ONCE = 32  # files that a process reads docstrings from at a time
 ROWS_AT_ONCE = 500  # of a data set, that make a piece
 
 

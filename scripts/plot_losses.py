@@ -15,7 +15,7 @@ from training.run_folder import METRICS, read_metrics
 from utils import InputError, logger, path
 
 MEMORY = "peak_memory_gib"
-# What is drawn, each if a run has it: (kind of row, name in metrics.jsonl, title).
+# What is drawn, each if a run has it: (kind of record, name in metrics.jsonl, title).
 PANELS = (
     ("train", "loss_ce", "training: KL to the teacher (nats)"),
     ("train", "loss_mlm", "training: masked words (nats)"),
@@ -50,9 +50,9 @@ def panels_of(runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
     """Those of PANELS that any run has. Raises: InputError if there is none.
 
     Args:
-        runs: name -> the rows of its metrics.jsonl.
+        runs: name -> the records of its metrics.jsonl.
     """
-    panels = [panel for panel in PANELS if any(_points(rows, *panel[:2])[0] for rows in runs.values())]
+    panels = [panel for panel in PANELS if any(_points(records, *panel[:2])[0] for records in runs.values())]
     if not panels:
         raise InputError(f"--runs: no losses are noted yet in {', '.join(runs)}.")
     return panels
@@ -60,8 +60,8 @@ def panels_of(runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
 
 def draw(axis, runs: dict[str, list[dict]], kind: str, name: str, title: str) -> None:
     """Draws one panel on axes of matplotlib."""
-    for i, (run, rows) in enumerate(runs.items()):
-        tokens, values = _points(rows, kind, name)
+    for i, (run, records) in enumerate(runs.items()):
+        tokens, values = _points(records, kind, name)
         if tokens:
             axis.plot(tokens, values, label=as_text(run), color=f"C{i}", marker="." if kind == "valid" else None)
     if name in TEACHERS:
@@ -82,7 +82,7 @@ def as_text(name: str) -> str:
 
 
 def read_runs(folders: list[str]) -> dict[str, list[dict]]:
-    """Name -> rows of each run. Raises: InputError if two have one name."""
+    """Name -> records of each run. Raises: InputError if two have one name."""
     names = utils.distinct_names(folders, "--runs")
     return {name: read_metrics(Path(folder) / METRICS) for name, folder in zip(names, folders, strict=True)}
 
@@ -111,9 +111,9 @@ def main(args: argparse.Namespace) -> None:
     logger.info("%s: %d plots", args.output, len(panels))
 
 
-def _points(rows: list[dict], kind: str, name: str) -> tuple[list[float], list[float]]:
-    chosen = [row for row in rows if row["kind"] == kind and name in row]
-    return [row["tokens"] / 1e6 for row in chosen], [row[name] for row in chosen]
+def _points(records: list[dict], kind: str, name: str) -> tuple[list[float], list[float]]:
+    chosen = [record for record in records if record["kind"] == kind and name in record]
+    return [record["tokens"] / 1e6 for record in chosen], [record[name] for record in chosen]
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def pictures_of(runs: dict[str, list[dict]]) -> str:
 
 
 def guesses_of(models: list[str], tokenizer_name: str, texts: list[str]) -> str:
-    """A row a sentence, a column a model."""
+    """A table: one line per sentence, one column per model."""
     rows = []
     for text in texts:
         cells = []
@@ -221,21 +221,24 @@ def make_page(args: argparse.Namespace, runs: dict, parameters: dict, known: lis
     if files is None:
         files, share = first["data_file"], first["valid_share"]
     dtype = choose_dtype(args, world.device)
-    rows = compare_models.measure(names, tokenizer, files, share, args.turns, world, dtype, layers=args.breakdown)
-    on_words = "labels" in rows[0]
-    title = f"{rows[1]['name']}, a student of {rows[0]['name']}"
+    results = compare_models.measure(names, tokenizer, files, share, args.turns, world, dtype, layers=args.breakdown)
+    on_words = "labels" in results[0]
+    title = f"{results[1]['name']}, a student of {results[0]['name']}"
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="soft">Measured on {html.escape(describe_device(world.device))}.</p>',
-        cards_of(summary(rows[0], rows[1], scores.kept(known, rows[0]["name"], rows[1]["name"]))),
+        cards_of(summary(results[0], results[1], scores.kept(known, results[0]["name"], results[1]["name"]))),
         "<h2>Size, speed and held-out text</h2>",
-        table_of(compare_models.report(rows)),
+        table_of(compare_models.report(results)),
     ]
-    if scored := [row["name"] for row in rows if any(score["model"] == row["name"] for score in known)]:
+    if scored := [result["name"] for result in results if any(score["model"] == result["name"] for score in known)]:
         body += ["<h2>Tasks</h2>", table_of(scores.table(known, scored))]
     body += ["<h2>Losses</h2>", pictures_of(runs)]
     if on_words and args.breakdown:
-        body += ["<h2>Where the students fail</h2>", table_of(breakdown.tables(rows, counts_of(args.runs[0], first)))]
+        body += [
+            "<h2>Where the students fail</h2>",
+            table_of(breakdown.tables(results, counts_of(args.runs[0], first))),
+        ]
     if on_words:
         body += ["<h2>First guesses</h2>", guesses_of(names, tokenizer, args.text)]
     for name, table in tables.items():

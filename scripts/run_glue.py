@@ -39,7 +39,7 @@ from utils import InputError, integer, logger, path, real
 
 HIDDEN_STATES = "STS-B, hidden states"  # the task of --hidden_states
 NONE = "none"
-SCORE = "score.jsonl"  # beside a fine-tuned model that is kept: its row
+SCORE = "score.jsonl"  # beside a fine-tuned model that is kept: its record
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -99,17 +99,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def fine_tune_and_score(
-    name: str, tokenizer, row: dict, train: list[Example], dev: list[list[Example]], args, device, dtype,
+    name: str, tokenizer, record: dict, train: list[Example], dev: list[list[Example]], args, device, dtype,
     teacher: Path | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """The metrics that belong into a row: those of the model `name` after fine-tuning.
+    """The metrics of the model `name` after fine-tuning.
 
     Args:
         teacher: folder of a fine-tuned model that helps.
     """
     from transformers import AutoModelForSequenceClassification
 
-    task, seed = TASKS[row["task"]], row["seed"]
+    task, seed = TASKS[record["task"]], record["seed"]
     utils.set_seed(seed)  # the head is drawn from this
     settings = settings_of(args)
     model = load_for(
@@ -126,19 +126,19 @@ def fine_tune_and_score(
             feature["t_logits"] = logits
         more = {"trainer_class": TaughtTrainer, "alpha": args.alpha_ce, "temperature": args.temperature}
     tuner = FineTuner(model, tokenizer, settings, seed, dtype, use_cpu=device.type == "cpu")
-    tuner.train(features, f"{row['model']}, {task.name}, seed {seed}", **more)
+    tuner.train(features, f"{record['model']}, {task.name}, seed {seed}", **more)
     sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
-        with atomic_folder(kept_at(args, row["model"], task.name, seed)) as temporary:
+        with atomic_folder(kept_at(args, record["model"], task.name, seed)) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            scores.append(temporary / SCORE, row | {"metrics": metrics})
+            scores.append(temporary / SCORE, record | {"metrics": metrics})
     return metrics
 
 
 def outputs_of(teacher: Path, examples: list[Example], length: int, args, device) -> list[list[float]]:
-    """What the head of a fine-tuned model says of each example."""
+    """The outputs of a fine-tuned model's head for each example."""
     from transformers import AutoModelForSequenceClassification
 
     try:
@@ -157,7 +157,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def taught(name: str) -> str:
-    """What a model is called when it has been fine-tuned with the help of another one."""
+    """The name of a model that was fine-tuned with the help of another one."""
     return f"{Path(name).name}-taught"
 
 
@@ -167,7 +167,7 @@ def kept_at(args: argparse.Namespace, name: str, task: str, seed: int) -> Path:
 
 
 def conditions(args: argparse.Namespace, task: Task, dtype: torch.dtype) -> dict:
-    """What makes two scores of one model and seed the same."""
+    """The conditions under which two scores of one model and seed are the same."""
     return asdict(settings_of(args)) | {
         "max_length": args.max_length or task.max_length,
         "max_train_examples": args.max_train_examples,
@@ -176,7 +176,7 @@ def conditions(args: argparse.Namespace, task: Task, dtype: torch.dtype) -> dict
 
 
 def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator[tuple[dict, Callable[[], dict]]]:
-    """What each score is of (the first part of its row in the file), and a call that finds its metrics."""
+    """What each score is of (the first part of its record in the file), and a call that finds its metrics."""
     data = {task.name: read_task(task, args.data_dir) for task in tasks}
     pairs = read_task(TASKS["STS-B"], args.data_dir)[1][0] if args.hidden_states else None
     names = args.models if tasks or pairs else []
@@ -184,32 +184,32 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
     models = {name: {"model": Path(name).name, "weights": weights_of(name)} for name in names}
     if pairs:
         for name in names:
-            row = models[name] | {"task": HIDDEN_STATES, "seed": None}
-            yield row, partial(similarity_scores, name, tokenizers[name], pairs, device)
+            record = models[name] | {"task": HIDDEN_STATES, "seed": None}
+            yield record, partial(similarity_scores, name, tokenizers[name], pairs, device)
     for seed in dict.fromkeys(args.seeds):
         for task in tasks:
             train, dev = data[task.name]
             settings = (train[: args.max_train_examples], dev, args, device, dtype)
             run = {"task": task.name, "seed": seed, **conditions(args, task, dtype)}
             for name in names:
-                row = models[name] | run
-                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *settings)
+                record = models[name] | run
+                yield record, partial(fine_tune_and_score, name, tokenizers[name], record, *settings)
             if not args.distil:
                 continue
             teacher = kept_at(args, names[0], task.name, seed)
             run |= {"teacher": models[names[0]]["weights"], "alpha_ce": args.alpha_ce, "temperature": args.temperature}
             for name in names[1:]:
-                row = models[name] | run | {"model": taught(name)}
-                yield row, partial(fine_tune_and_score, name, tokenizers[name], row, *settings, teacher=teacher)
+                record = models[name] | run | {"model": taught(name)}
+                yield record, partial(fine_tune_and_score, name, tokenizers[name], record, *settings, teacher=teacher)
 
 
-def is_done(args: argparse.Namespace, known: list[dict], row: dict) -> bool:
+def is_done(args: argparse.Namespace, known: list[dict], record: dict) -> bool:
     """Whether the score is known and, if fine-tuned models are kept, this one is."""
-    if args.save_models and row["seed"] is not None:
-        kept = scores.read(kept_at(args, row["model"], row["task"], row["seed"]) / SCORE)
-        if scores.find(kept, row) is None:
+    if args.save_models and record["seed"] is not None:
+        kept = scores.read(kept_at(args, record["model"], record["task"], record["seed"]) / SCORE)
+        if scores.find(kept, record) is None:
             return False
-    return scores.find(known, row) is not None
+    return scores.find(known, record) is not None
 
 
 @utils.command_line(make_parser)
@@ -225,23 +225,25 @@ def main(args: argparse.Namespace) -> None:
     known = scores.read(args.output)
     device = single_process(args.n_gpu).device
     tasks = [TASKS[name] for name in dict.fromkeys(args.tasks) if name != NONE]
-    for row, find_metrics in jobs(args, tasks, device, choose_dtype(args, device)):
-        if is_done(args, known, row):
+    for record, find_metrics in jobs(args, tasks, device, choose_dtype(args, device)):
+        if is_done(args, known, record):
             continue
         start = time.monotonic()
-        row["metrics"] = metrics = find_metrics()
-        row |= {"seconds": round(time.monotonic() - start, 1), "versions": scores.versions()}
-        scores.append(args.output, row)
-        known.append(row)
-        seed = "" if row["seed"] is None else f", seed {row['seed']}"
-        logger.info("%s, %s%s: %.2f (%.0f s)", row["model"], row["task"], seed, metrics["score"], row["seconds"])
-    if not any(row["model"] in names for row in known):
+        record["metrics"] = metrics = find_metrics()
+        record |= {"seconds": round(time.monotonic() - start, 1), "versions": scores.versions()}
+        scores.append(args.output, record)
+        known.append(record)
+        seed = "" if record["seed"] is None else f", seed {record['seed']}"
+        logger.info(
+            "%s, %s%s: %.2f (%.0f s)", record["model"], record["task"], seed, metrics["score"], record["seconds"]
+        )
+    if not any(record["model"] in names for record in known):
         raise InputError(f"--tasks {NONE}: {args.output} holds no scores of these models yet.")
     print(scores.table(known, names))
 
 
 def weights_of(name: str) -> int:
-    """What distinguishes these weights from others of the same name."""
+    """A checksum that distinguishes these weights from others of the same name."""
     from transformers import AutoModel
 
     utils.set_seed(0)  # of a pooler, if the weights have none

@@ -115,7 +115,7 @@ def check_tokenizer(folder: Path, tokenizer, vocab: dict[str, int], ids: np.ndar
 def report(
     model: PreTrainedModel, trimmed: PreTrainedModel, counts: np.ndarray, kept: Kept, text: TokenCorpus | None
 ) -> str:
-    """What the cut saves, and what of the text stays the same."""
+    """What trimming saves, and how much of the text stays the same."""
     rows = []
     for name, measure in (
         ("entries of the vocabulary", lambda m: f"{m.config.vocab_size:,}"),
@@ -135,7 +135,7 @@ def report(
 
 
 def what_stays(text: TokenCorpus, kept: Kept) -> tuple[int, int]:
-    """How many of its tokens are kept, and how many of its sequences have no other ones."""
+    """How many of the text's tokens are kept, and how many sequences consist of kept tokens alone."""
     dropped = np.ones(kept.old_size, bool)
     dropped[kept.ids] = False
     n_tokens = n_sequences = 0

@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass
 class MicroBatch:
-    """What goes through the models at once."""
+    """What goes through the models in one pass."""
 
     input_ids: torch.Tensor  # (bs, seq_length) int64
     attention_mask: torch.Tensor | None  # (bs, seq_length) bool; None: nothing is padded, so attention is faster
@@ -229,7 +229,7 @@ class MicroBatches(Dataset):
 
 
 class StepCounts(NamedTuple):
-    """How much is in a step, on all processes together."""
+    """How much a step holds, on all processes together."""
 
     tokens: float = 0
     rows: float = 0  # that reach the vocabulary head
@@ -238,7 +238,7 @@ class StepCounts(NamedTuple):
 
     @classmethod
     def of(cls, micro_batches: list[MicroBatch]) -> "StepCounts":
-        """Of this process alone."""
+        """The counts of this process alone."""
         return cls(
             sum(len(micro_batch.token_positions) for micro_batch in micro_batches),
             sum(len(micro_batch.row_positions) for micro_batch in micro_batches),

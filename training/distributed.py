@@ -28,7 +28,7 @@ PATIENCE = 4  # seconds, of a process that failed, for the others to notice
 
 @dataclass(frozen=True)
 class World:
-    """This process among all that train together, and the device it computes on."""
+    """This process, its place among those that train together, and its device."""
 
     device: torch.device
     rank: int = 0
@@ -69,7 +69,7 @@ class World:
             if is_first:
                 self.store.add("left", 1)  # the last that the first one asks of the store
             elif self.rank == 0:
-                self._wait_for("left", 1)  # which is this process's; without it, that one would print a C++ backtrace
+                self._wait_for("left", 1)  # which this process holds; without it, the other would print a C++ backtrace
         raise ToldAlready(tell(error) if status is None else status) from None
 
     def _wait_for(self, name: str, n: int) -> None:

@@ -26,7 +26,7 @@ GIB = 2**30
 
 @dataclass
 class Estimate:
-    """Of the whole run; times in seconds, memory and disk in bytes."""
+    """What the whole run takes; times in seconds, memory and disk in bytes."""
 
     steps_timed: int
     tokens_per_second: float  # over all processes
@@ -115,7 +115,7 @@ def largest_micro_batch(distiller) -> tuple[int, float, int]:
 
 
 def try_micro_batch(distiller, micro_batch: MicroBatch) -> None:
-    """Forward and backward, for what it costs."""
+    """Runs it forward and backward, to see what that takes."""
     weights = loss_weights(distiller.recipe.alphas, StepCounts.of([micro_batch]))
     distiller.objective.begin_step()
     s, t = distiller.objective.read_as_student(micro_batch), distiller.objective.read_as_teacher(micro_batch)

@@ -49,7 +49,7 @@ class Meter:
     @contextlib.contextmanager
     def progress(self, total: int | None = None, done: int = 0) -> Iterator[None]:
         """A progress bar, in sequences of this process, on the master's terminal."""
-        lines = LOG_FILE is not None  # otherwise the log says how much time is left
+        lines = LOG_FILE is not None  # without a terminal, the log says how much time is left
         with progress_bar(
             self.world.is_master, lines, desc="training", total=total, initial=done, unit="seq"
         ) as self.bar:
@@ -77,7 +77,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """For what isn't training, so that tokens/s is the training's."""
+        """Wraps whatever isn't training, so that tokens/s counts training alone."""
         start = time.monotonic()
         yield
         self._start += time.monotonic() - start
@@ -105,7 +105,7 @@ class Meter:
     # ---------------------------------------------------------------------------------------------------- at a log line
 
     def read(self, step: int, lr: float) -> tuple[dict[str, float | None], str]:
-        """Means and rates since the last time, as a row of metrics and as a line to read; then starts over.
+        """Means and rates since the last time, as a record of metrics and as a line to read; then starts over.
 
         Waits for the device. `step` is the number of steps done, `lr` the rate of the next.
         """

@@ -1,6 +1,6 @@
 """The metrics of a run: metrics.jsonl, and the same for TensorBoard.
 
-If the disk is full for a while, no row is lost or torn, and training neither stops nor hangs.
+If the disk is full for a while, no record is lost or torn, and training neither stops nor hangs.
 """
 
 import errno
@@ -73,22 +73,22 @@ class MetricsFiles:
         register_writer_factory(SCHEME, PatientFileFactory())
         log = f"{SCHEME}://{folder / 'log' / 'train'}"
         self._tensorboard = SummaryWriter(log, purge_step=resumed_at)
-        self._rows = PatientFile(folder / METRICS)
+        self._records = PatientFile(folder / METRICS)
 
     def append(self, kind: str, step: int, tokens: int, metrics: dict[str, float | None]) -> None:
-        """One row, and one point in each plot. `kind`: train or valid; a value of None: unknown."""
-        row = {"kind": kind, "step": step, "tokens": tokens, **metrics}
-        self._rows.write(json.dumps(row).encode() + b"\n")
-        self._rows.flush()
+        """One record, and one point in each plot. `kind`: train or valid; a value of None: unknown."""
+        record = {"kind": kind, "step": step, "tokens": tokens, **metrics}
+        self._records.write(json.dumps(record).encode() + b"\n")
+        self._records.flush()
         for name, value in metrics.items():
             if value is not None:
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
-        """Makes sure that all rows are on the disk. Raises: OSError if there is no room for them."""
+        """Makes sure that all records are on the disk. Raises: OSError if there is no room for them."""
         self._tensorboard.flush()
-        self._rows.sync()
+        self._records.sync()
 
     def close(self) -> None:
-        self._rows.close()
+        self._records.close()
         self._tensorboard.close()

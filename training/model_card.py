@@ -54,7 +54,7 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
     Args:
         name: of the model.
         parameters: every flag of the run, and its `command`.
-        metrics: the rows of metrics.jsonl so far.
+        metrics: the records of metrics.jsonl so far.
     """
     distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation"))
     teacher = parameters["teacher_name"] if distilled else None
@@ -63,7 +63,7 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
     texts = ", ".join(f"`{Path(path).name}`" for path in parameters["data_file"])
     origin = f"distilled from `{teacher}`" if teacher else "trained by language modelling"
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    evaluations = [row for row in metrics if row["kind"] == "valid"]
+    evaluations = [record for record in metrics if record["kind"] == "valid"]
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -77,7 +77,7 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
             name=name,
             description=f"A {model.config.model_type} of {model.config.num_hidden_layers} layers and {millions:.1f} M "
             f"parameters,\n{origin} on {texts}.",
-            training=_training([row for row in metrics if row["kind"] == "train"]),
+            training=_training([record for record in metrics if record["kind"] == "train"]),
             held_out=_held_out(evaluations),
             task=task,
             command=parameters["command"],
@@ -101,11 +101,11 @@ def _eval_results(task: str, text: str, evaluations: list[dict]) -> list[EvalRes
     ]
 
 
-def _training(rows: list[dict]) -> str:
-    if not rows:
+def _training(records: list[dict]) -> str:
+    if not records:
         return "Not trained yet."
-    speed = statistics.median(row["tokens_per_second"] for row in rows)
-    tokens, steps = rows[-1]["tokens"], rows[-1]["step"]
+    speed = statistics.median(record["tokens_per_second"] for record in records)
+    tokens, steps = records[-1]["tokens"], records[-1]["step"]
     return f"Trained on {tokens / 1e6:,.1f} M tokens in {steps:,} steps, at {speed:,.0f} tokens/s (median)."
 
 

@@ -18,9 +18,10 @@ from utils import InputError
 
 
 def loss_weights(alphas: dict[str, float], counts: StepCounts) -> dict[str, float]:
-    """alpha over how much its term is a mean of: rows, labels or tokens, in the whole step and on all processes.
+    """Each term's alpha, divided by the number of rows, labels, or tokens of the whole step, on all processes, that the
+    term is a mean over.
 
-    So the gradients of all micro-batches and processes, whatever their sizes, add up to those of the mean.
+    The gradients of all micro-batches and processes then add up to the gradient of that mean, whatever their sizes.
     """
     divisors = {
         "ce": counts.rows, "mse": counts.rows, "mlm": counts.labels, "clm": counts.labels, "cos": counts.tokens,
@@ -30,7 +31,7 @@ def loss_weights(alphas: dict[str, float], counts: StepCounts) -> dict[str, floa
 
 
 class Outputs(NamedTuple):
-    """What a model makes of a micro-batch, as far as a loss needs it."""
+    """A model's outputs for a micro-batch, as far as a loss needs them."""
 
     hidden: torch.Tensor  # (bs * seq_length, dim) last hidden states
     rows: torch.Tensor | None  # (n_rows, dim) what the projection onto the vocabulary is applied to

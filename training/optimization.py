@@ -45,11 +45,11 @@ class Optimization:
         return self.scheduler.get_last_lr()[0]
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of a part of the step's loss to those of the parts before."""
+        """Adds the gradients of one micro-batch's loss to those accumulated so far."""
         self.scaler.scale(loss).backward()
 
     def step(self, parts: torch.Tensor) -> torch.Tensor:
-        """Updates the weights, unless the loss or its gradient is not finite, and forgets the gradients.
+        """Updates the weights, unless the loss or its gradient is not finite, and clears the gradients.
 
         To ask whether they are finite would wait for the device. Instead the answer stays there, as a flag that the
         fused optimizer reads itself: `found_inf`, which PyTorch made for the scaler of float16.

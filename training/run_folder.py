@@ -4,7 +4,7 @@
     checkpoint.pth, model_epoch_N.pth                          the student's state dict: newest, and after each epoch
     checkpoints/step_N                                         all that `train.py --resume` continues from
     best                                                       the model of the best held-out loss, as above
-    metrics.jsonl, log/train                                   one JSON object a row; the same for TensorBoard
+    metrics.jsonl, log/train                                   one JSON object a record; the same for TensorBoard
     parameters.json, git_log.json                              flags and code of the run
     README.md                                                  the model card
 
@@ -40,7 +40,7 @@ from utils import InputError, RunError, logger, reason_of
 CHECKPOINTS, BEST = "checkpoints", "best"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 FIRST_CHECKPOINT = "first_checkpoint"  # in it: the step of the first checkpoint, from then on
-ROW = {"kind": str, "step": int, "tokens": int, ...: (float, None)}  # of METRICS
+RECORD = {"kind": str, "step": int, "tokens": int, ...: (float, None)}  # of METRICS
 TEXT, TEXTS = (str, None), ([str], None)
 FLAGS = {  # in PARAMETERS, of those that others ask for
     "command": str, "data_file": [str], "valid_data_file": TEXTS, "valid_share": float, "teacher_name": TEXT,
@@ -105,7 +105,7 @@ class RunFolder:
         self.metrics = MetricsFiles(self.path.absolute(), resumed_at)
 
     def _lock_folder(self) -> None:
-        """For as long as this process lives; the lock is on the folder itself, so that none is left behind."""
+        """Locks it while this process lives. The lock is on the folder itself, so no lock file is left behind."""
         self._lock = os.open(self.path, os.O_RDONLY)
         lock(self._lock, self.path)
 
@@ -166,8 +166,8 @@ class RunFolder:
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The rows of a metrics.jsonl. Raises: InputError if it is missing or no such file."""
-    return read_json_lines(path, ROW, "give the dump_path of a run, or start it over with --force")
+    """The records of a metrics.jsonl. Raises: InputError if it is missing or no such file."""
+    return read_json_lines(path, RECORD, "give the dump_path of a run, or start it over with --force")
 
 
 # ------------------------------------------------------------------------------------------ before a run: what is there
@@ -223,10 +223,10 @@ def load_state(path: str | Path) -> dict | None:
 
 
 def _rewind_metrics(file: Path, step: int) -> None:
-    """Drops the rows after `step`, which a resumed run writes again, and a last line that a kill cut short."""
-    rows = read_metrics(file) if file.exists() else []
+    """Drops the records after `step`, which a resumed run writes again, and a last line that a kill cut short."""
+    records = read_metrics(file) if file.exists() else []
     with atomic_write(file, "w") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+        out.writelines(json.dumps(record) + "\n" for record in records if record["step"] <= step)
 
 
 def git_log(folder: str | Path) -> dict[str, str | bool | None]:

@@ -12,7 +12,7 @@ STEP_SECONDS = 8  # after a signal, until a step that is not finished is dropped
 
 
 class StopSignal:
-    """Notes that this process should stop, for the training loop to see at the end of a step.
+    """Remembers that this process should stop, so that the training loop sees it at the end of a step.
 
     The reason can be SIGTERM, SIGUSR1 (Slurm's warning, if so configured), SIGHUP (a terminal that goes away, unless
     `nohup` said to ignore it), Ctrl-C (a second one stops at once), or by the end of the launcher that started it.
