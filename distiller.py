@@ -93,7 +93,7 @@ class Distiller:
         recipe, student, teacher = self.recipe, self.student, self.teacher
         if recipe.compile:
             for model in filter(None, (student, teacher)):
-                model.hidden = torch.compile(model.hidden, dynamic=True)
+                model.compile_layers()
         if teacher:
             teacher.cast_products(self.dtype)
         set_seed(recipe.seed)  # the widening, if there is one, is drawn from this

@@ -44,7 +44,7 @@ class GroupedBatchSampler:
     ) -> None:
         assert (batch_size is None) != (tokens_per_batch is None)
         assert group_by_size or tokens_per_batch is None, "a token budget needs sequences grouped by length"
-        self.shuffle, self.seed = shuffle, seed
+        self.lengths, self.shuffle, self.seed = lengths, shuffle, seed
         plan = make_once(lambda: cut_batches(lengths, batch_size, tokens_per_batch, group_by_size))
         self._sorted, self._group_bounds, self._bounds = plan["sorted"], plan["group_bounds"], plan["bounds"]
         self.set_epoch(0)
@@ -68,13 +68,25 @@ class GroupedBatchSampler:
         k = self._batches[j]
         return self._sequences[self._bounds[k] : self._bounds[k + 1]]
 
-    def batches_of_rank(self, rank: int, world_size: int, start: int = 0) -> range:
-        """The batches j >= start that process `rank` of `world_size` takes: every world_size-th.
+    def share(self, step: int, n: int, rank: int, world_size: int) -> list[int]:
+        """Which of a step's `n` batches process `rank` of `world_size` takes; a short last step has fewer than `n`.
 
-        `start` is a multiple of `world_size`.
+        All wait for the process with the most tokens. So the batches go, longest first, each to the process that has
+        the fewest tokens so far.
         """
-        assert start % world_size == 0
-        return range(start + rank, len(self), world_size)
+        numbers = range(step * n, min((step + 1) * n, len(self)))
+        if world_size == 1:
+            return list(numbers)
+        batches = [self.batch(j) for j in numbers]
+        starts = np.cumsum([0, *map(len, batches[:-1])])
+        tokens = np.add.reduceat(self.lengths[np.concatenate(batches)], starts)  # (number of batches,)
+        loads, mine = [0] * world_size, []
+        for i in np.argsort(-tokens, kind="stable").tolist():
+            least = loads.index(min(loads))
+            loads[least] += int(tokens[i])
+            if least == rank:
+                mine.append(numbers[i])
+        return mine
 
 
 def cut_batches(

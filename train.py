@@ -38,7 +38,7 @@ from models.memory import check_memory
 from models.student import build_student
 from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
-from training.batches import Padding, RunData
+from training.batches import MICRO_BATCH_PRICE, Padding, RunData
 from training.checkpoint import check_resume, fingerprint, fingerprint_of_shape
 from training.configurations import (
     check_fit,
@@ -48,7 +48,7 @@ from training.configurations import (
     with_defaults,
     with_names,
 )
-from training.distributed import World, choose_dtype, describe_device, init_world
+from training.distributed import World, choose_dtype, describe_device, init_world, make_deterministic
 from training.flags import sanity_checks, whole_model
 from training.masking import Masking
 from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
@@ -152,7 +152,8 @@ def build_data(
             counts = world.make_once(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
         masking = Masking.of_recipe(tokenizer, counts, recipe)
     evaluated = held_out.with_training_masks(held_out_text, masking, tokenizer) if held_out_text else {}
-    return RunData(train_set, sampler, masking, Padding(padding_id(tokenizer), length), evaluated, left_out)
+    padding = Padding(padding_id(tokenizer), length, MICRO_BATCH_PRICE.get(world.device.type, 0))
+    return RunData(train_set, sampler, masking, padding, evaluated, left_out)
 
 
 def log_small_steps(run: Distiller) -> None:
@@ -217,10 +218,14 @@ def run(args: argparse.Namespace, world: World) -> int:
 
     # Everything that the user may have gotten wrong is checked before a model is loaded or a file is removed.
     dtype = choose_dtype(args, world.device)
+    if args.deterministic:
+        make_deterministic()
     run_folder.check_dump_path(args.dump_path, args.force, args.resume, inputs_of(args))
     args = with_names(args)
     tokenizer, student_cfg, teacher_cfg, kept = load_configs(args)
-    args = with_defaults(args, student_cfg, world.device)
+    state = run_folder.load_state(args.dump_path) if args.resume else None
+    recorded = run_folder.load_parameters(args.dump_path) if state else {}
+    args = with_defaults(args, student_cfg, world.device, recorded)
     taught = count_parameters(teacher_cfg, "the teacher") if teacher_cfg else 0
     check_memory("teacher and student", world.device, taught, count_parameters(student_cfg, "the student"))
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})
@@ -230,7 +235,6 @@ def run(args: argparse.Namespace, world: World) -> int:
     length = longest_sequence(student_cfg, teacher_cfg, tokenizer)
     masked = not (family_of(student_cfg).causal or recipe.encoder_only)
     data = build_data(args, recipe, text, tokenizer, length, masked, world)
-    state = run_folder.load_state(args.dump_path) if args.resume else None
 
     logger.info("running on %s, computing in %s", describe_device(world.device), str(dtype).split(".")[1])
     if args.teacher_name and not needs_teacher(args):
@@ -243,7 +247,7 @@ def run(args: argparse.Namespace, world: World) -> int:
         logger.info("hidden states are compared through a learned linear map from %d to %d", student.dim, teacher.dim)
     parameters = describe_run(args, text, data, tokenizer, student, teacher, dtype, world)
     if state:
-        check_resume(run_folder.load_parameters(args.dump_path), parameters, student.uses_dropout)
+        check_resume(recorded, parameters, student.uses_dropout)
     folder = None
     if world.is_master and not args.dry_run:
         more = sentence_transformers_files(args.teacher_name, student.dim) if recipe.encoder_only else None

@@ -216,7 +216,7 @@ BESIDE_TEACHER = ("kl", "agreement", "teacher_loss", "teacher_accuracy")
 
 def _mine(text: MicroBatches, world: World, is_pressing: Callable[[], bool]) -> Iterator[MicroBatch]:
     """This process's micro-batches, on its device, for as long as there is time."""
-    for j in text.batches.sampler.batches_of_rank(world.rank, world.size):
+    for j in range(world.rank, len(text.batches), world.size):
         if is_pressing():
             return
         for micro_batch in text[[j]]:

@@ -31,6 +31,7 @@ def usual_lists(depth: int, n: int, types: list[str] | None = None) -> dict[str,
         "the lowest": list(range(n)),
         "the highest": list(range(depth - n, depth)),
         "the lowest and the highest": [*range(low), *range(depth - n + low, depth)],
+        "the lowest and the last": [*range(n - 1), depth - 1],
     }
     once = {tuple(layers): name for name, layers in reversed(lists.items()) if len(layers) == n}
     return {name: lists[name] for name in lists if name in once.values()}

@@ -37,14 +37,22 @@ class LanguageModel(nn.Module):
 
     def _masks(self, attended: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """(bs, seq_length) bool -> what the encoder takes: (bs, 1, 1, seq_length), since in any other form the library
-        asks the device about it; or where some layers look at near tokens only, a mask for each type of layer."""
+        asks the device about it; or where some layers look at near tokens only, a mask for each type of layer. It is
+        what attention adds to its scores, since from bools each layer would make that again."""
         to_all = attended[:, None, None, :]
         config = self.model.config
         if SLIDING not in (getattr(config, "layer_types", None) or ()):
-            return to_all
+            return self._added(to_all)
         place = torch.arange(attended.shape[1], device=attended.device)
         near = (place[:, None] - place).abs() <= config.sliding_window  # (seq_length, seq_length)
-        return {FULL: to_all.expand(-1, -1, attended.shape[1], -1), SLIDING: to_all & near}
+        full = to_all.expand(-1, -1, attended.shape[1], -1)
+        return {FULL: self._added(full), SLIDING: self._added(to_all & near)}
+
+    def _added(self, attended: torch.Tensor) -> torch.Tensor:
+        """0 where True, -inf where False, in the dtype of the scores."""
+        kind = attended.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.encoder.dtype
+        return torch.zeros_like(attended, dtype=dtype).masked_fill_(~attended, -torch.inf)
 
     def watch(self, layer: int) -> tuple[int, ...]:
         """From now on each call of `hidden` leaves this layer's queries, keys and values in `vectors`.
@@ -78,6 +86,15 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear | Conv1D) and module is not self.projection:
                 for parameter in module.parameters():
                     parameter.data = parameter.data.to(dtype)
+
+    def compile_layers(self) -> None:
+        """Compiles each layer by itself: since layers are alike, one graph serves them all, and a deep model takes no
+        longer to compile than a shallow one."""
+        # PyTorch gives up after 8 graphs. Both models in training and in evaluation, with and without padding, make 8
+        # before anything unusual comes.
+        torch._dynamo.config.recompile_limit = 32
+        for layer in self.model.get_submodule(self.family.layers):
+            layer.compile(dynamic=True)
 
     def freeze_head(self) -> None:
         """Freezes all weights outside the encoder."""

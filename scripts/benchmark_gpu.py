@@ -54,7 +54,6 @@ from scripts import benchmark_kernels, benchmark_launches
 from scripts.benchmark_kernels import forget_peak, relative_error, setup_for
 from scripts.benchmark_launches import FULL, TINY, Setup, Step, class_of, steps_of
 from scripts.benchmark_training import changed
-from training import batches
 from training.distributed import describe_device, now
 from utils import RunError, logger, path, reason_of
 
@@ -142,22 +141,21 @@ def kernels_of(work: Callable[[], object], device: torch.device) -> list[tuple[s
 
 
 def recipes(setup: Setup) -> Iterator[str]:
-    """The recipe as people type it, and what its flags and the limit on padding change."""
+    """The recipe as people type it, and what its flags and the price of a micro-batch change."""
     masked = {"restrict_ce_to_mask": True}
     large = f"--tokens_per_batch {setup.size.tokens}"
     cases = [
-        ("as typed", setup.typed, batches.MAX_PADDING),
-        ("as typed, padding up to 0.3", setup.typed, 0.3),
-        ("as typed, padding up to 0.5", setup.typed, 0.5),
-        (large, setup.large, batches.MAX_PADDING),
-        ("as typed, --restrict_ce_to_mask", replace(setup.typed, **masked), batches.MAX_PADDING),
-        (f"{large} --restrict_ce_to_mask", replace(setup.large, **masked), batches.MAX_PADDING),
+        ("as typed", setup.typed, setup.price),
+        *((f"as typed, price {price}", setup.typed, price) for price in (0, setup.price // 2, 2 * setup.price)),
+        (large, setup.large, setup.price),
+        ("as typed, --restrict_ce_to_mask", replace(setup.typed, **masked), setup.price),
+        (f"{large} --restrict_ce_to_mask", replace(setup.large, **masked), setup.price),
     ]
     rows = []
-    for title, recipe, padding in cases:
-        distiller = setup.distiller(recipe)
-        with changed(batches, MAX_PADDING=padding):
-            steps = steps_of(distiller, setup.size.n_steps)
+    for title, recipe, price in cases:
+        with changed(setup, price=price):
+            distiller = setup.distiller(recipe)
+        steps = steps_of(distiller, setup.size.n_steps)
         rows.append(measure(distiller, steps, setup.size.rounds).row(title))
     yield utils.markdown_table(STEP_HEADER, rows)
 
@@ -237,7 +235,7 @@ def compiling(setup: Setup) -> Iterator[str]:
             n_graphs = counters["stats"]["unique_graphs"]
             row = measure(distiller, steps, setup.size.rounds).row(f"{title}, {'compiled' if compiled else 'eager'}")
             rows.append([*row, f"{first:.0f}", str(n_graphs), str(counters["stats"]["unique_graphs"] - n_graphs)])
-        # Two graphs are the least, one for each model; every further one was compiled for a new kind of batch.
+        # The layers of a model share a graph, but it is compiled again for each kind of batch (padded or not).
         yield utils.markdown_table([*STEP_HEADER, "first steps, s", "graphs", "and later"], rows)
 
 

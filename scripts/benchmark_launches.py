@@ -38,7 +38,7 @@ from models.language_model import LanguageModel, freeze
 from models.student import build_student, half_depth_config
 from scripts.benchmark_training import PAD, Case, build_teacher, changed, draw_sequences, masking_of
 from training import losses
-from training.batches import MicroBatch, Padding, RunData, StepCounts
+from training.batches import MICRO_BATCH_PRICE, MicroBatch, Padding, RunData, StepCounts
 from training.distributed import World
 from training.recipe import Recipe
 
@@ -92,7 +92,10 @@ class Setup:
     Attributes:
         typed: the recipe as people type it.
         large: the same with one large batch a step.
+        price: of a micro-batch, in positions (see `training.batches.Padding`).
     """
+
+    price = MICRO_BATCH_PRICE["cuda"]
 
     def __init__(self, size: Size, world: World, tokens_per_micro_batch: int) -> None:
         self.size, self.world, self.device = size, world, world.device
@@ -105,7 +108,7 @@ class Setup:
         size, lengths = self.size, np.array([len(sequence) for sequence in self.sequences])
         by_tokens = recipe.tokens_per_batch
         sampler = GroupedBatchSampler(lengths, None if by_tokens else recipe.batch_size, by_tokens)
-        data = RunData(self.sequences, sampler, masking_of(size.voc_size), Padding(PAD), {})
+        data = RunData(self.sequences, sampler, masking_of(size.voc_size), Padding(PAD, price=self.price), {})
         case = Case("", size.layers, size.dim, recipe.batch_size, size.batches, grouped=True)
         attention = {"num_attention_heads": size.heads, "attention_probs_dropout_prob": size.attention_dropout}
         teacher = build_teacher(case, self.device, size.voc_size, **attention)
@@ -217,7 +220,7 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
 
     Args:
         query, key, value: (bs, n_heads, seq_length, dim_head).
-        attn_mask: (bs, 1, 1 or seq_length, seq_length) bool.
+        attn_mask: (bs, 1, 1 or seq_length, seq_length), added to the scores; in half precision under autocast.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     with torch.autocast("cpu", enabled=False):
@@ -226,9 +229,10 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
             flash = torch.ops.aten._scaled_dot_product_flash_attention
             return flash(*vectors, dropout_p, is_causal, False, scale=scale)[0]
         shape = query.shape[0], query.shape[1], query.shape[2], key.shape[2]
-        bias = torch.zeros(attn_mask.shape, dtype=dtype).masked_fill(~attn_mask, -torch.inf).expand(shape)
         efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        return efficient(*vectors, bias, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[0]
+        return efficient(*vectors, attn_mask.expand(shape), torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[
+            0
+        ]
 
 
 def count_step(setup: Setup, recipe: Recipe) -> tuple[Counter, Step]:

@@ -173,16 +173,16 @@ def our_micro_batches(case: Case, sequences: list[np.ndarray], masking: Masking,
 
 
 @contextlib.contextmanager
-def changed(module, **values) -> Iterator[None]:
-    """Constants of a module at other values."""
-    old = {name: getattr(module, name) for name in values}
+def changed(owner, **values) -> Iterator[None]:
+    """Constants of a module, or attributes of an object, at other values."""
+    old = {name: getattr(owner, name) for name in values}
     for name, value in values.items():
-        setattr(module, name, value)
+        setattr(owner, name, value)
     try:
         yield
     finally:
         for name, value in old.items():
-            setattr(module, name, value)
+            setattr(owner, name, value)
 
 
 @dataclass

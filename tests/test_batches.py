@@ -133,3 +133,12 @@ def test_micro_batches_stay_within_the_budget_and_waste_little(masking):
         assert batch.input_ids.numel() <= 512
         assert batch.input_ids.numel() - alone <= MAX_PADDING * batch.input_ids.numel()
     assert len(micro_batches) <= 1.5 * sum(map(len, sequences)) / 512
+
+
+def test_padding_may_cost_as_much_as_the_micro_batch_that_it_saves(masking):
+    generator = np.random.default_rng(0)
+    batch = prepare_batch_mlm([generator.integers(4, 100, n) for n in range(5, 60)], masking, generator)
+    micro_batches = [cut_micro_batches([batch], PAD._replace(price=price), 100_000) for price in (0, 400, 10_000)]
+    assert [len(cut) for cut in micro_batches] == [7, 2, 1]
+    wasted = [sum(int((~part.attention_mask).sum()) for part in cut) for cut in micro_batches]
+    assert wasted[0] < wasted[1] < wasted[0] + 3 * 400

@@ -47,7 +47,7 @@ def test_every_part_works(tmp_path, capsys, monkeypatch):
     assert "failed" not in printed
     rows = table_rows(printed)
     assert float(rows["gradient of the last by its matrix"][0]) > 0
-    for step in ("as typed", "as typed, padding up to 0.5", "--tokens_per_batch 1024", "as typed, compiled"):
+    for step in ("as typed", "as typed, price 0", "--tokens_per_batch 1024", "as typed, compiled"):
         micro_batches, tokens, ms, *_, launches, rate, _mfu, _gib = rows[step][:10]
         assert float(micro_batches) >= 1 and float(launches.replace(",", "")) > 100
         assert float(rate.replace(",", "")) == pytest.approx(
@@ -183,4 +183,4 @@ def test_both_commands_print_what_is_counted(capsys):
     assert capsys.readouterr().out == counted
     assert counted.startswith("The recipe as typed:") and "One large micro-batch:" in counted
     launches = [int(row.split("|")[2].replace(",", "")) for row in counted.splitlines() if row.startswith("| the step")]
-    assert launches[0] > launches[1] > 100
+    assert launches[0] >= launches[1] > 100

@@ -149,6 +149,6 @@ def test_layers_are_taken_away_one_by_one():
 def test_usual_lists():
     assert list(usual_lists(12, 6).values()) == [
         [0, 2, 4, 7, 9, 11], [0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11], [0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11],
-        [0, 1, 2, 9, 10, 11],
+        [0, 1, 2, 9, 10, 11], [0, 1, 2, 3, 4, 11],
     ]  # fmt: skip
     assert list(usual_lists(3, 1)) == ["evenly spread", "every second from 1", "the highest"]

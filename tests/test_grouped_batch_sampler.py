@@ -57,10 +57,18 @@ def test_a_budget_below_the_longest_sequence_is_an_error():
         GroupedBatchSampler(LENGTHS, tokens_per_batch=64)
 
 
-def test_ranks_share_an_epoch_without_overlap():
+def test_processes_share_a_step_evenly_and_without_overlap():
     sampler = GroupedBatchSampler(LENGTHS, batch_size=5)
-    shares = [sampler.batches_of_rank(rank, 4, start=8) for rank in range(4)]
-    assert sorted(j for share in shares for j in share) == list(range(8, len(sampler)))
+    evenness = []
+    for step in range(7):  # of 32 batches each, but for the last
+        shares = [sampler.share(step, 32, rank, 4) for rank in range(4)]
+        assert sorted(j for share in shares for j in share) == list(range(32 * step, min(32 * step + 32, len(sampler))))
+        tokens = [sum(LENGTHS[sampler.batch(j)].sum() for j in share) for share in shares]
+        evenness.append(np.mean(tokens) / max(tokens))
+        assert sampler.share(step, 32, 0, 1) == sorted(j for share in shares for j in share)
+    assert len(sampler) == 201
+    assert min(evenness[:6]) > 0.97
+    assert [len(sampler.share(6, 32, rank, 16)) for rank in range(16)] == [1] * 9 + [0] * 7
 
 
 def test_groups_are_eight_tokens_wide():

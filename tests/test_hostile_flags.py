@@ -211,7 +211,7 @@ def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
     return n_cases
 
 
-@pytest.mark.timeout(240)  # hundreds of runs
+@pytest.mark.timeout(480)  # hundreds of runs
 @pytest.mark.parametrize("script", ["train", *SCRIPTS])
 def test_no_value_of_a_flag_ends_in_a_traceback(script, right_flags, odd_files, monkeypatch, tmp_path):
     print(script, run_all(script, right_flags, odd_files, monkeypatch, tmp_path), "cases")

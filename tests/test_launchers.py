@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from processes import _end_group
+from processes import LIMIT, _end_group
 from workspace import ROOT, flags_of, train
 
 from training.checkpoint import steps_of
@@ -53,7 +53,7 @@ def test_two_machines_train_together(workspace, tmp_path, flags):
             )
             for rank in (0, 1)
         ]  # fmt: skip
-        output = [launcher.communicate(timeout=100)[0] for launcher in launchers]
+        output = [launcher.communicate(timeout=LIMIT)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], output
     train(workspace, tmp_path / "one", *flags, "--gradient_accumulation_steps", 4)
     assert steps_of(run / "checkpoints") == steps_of(tmp_path / "one" / "checkpoints")
@@ -84,7 +84,7 @@ def test_a_launcher_that_restarts_continues_the_run(workspace, tmp_path, flags):
     command = ["torchrun", "--standalone", "--nproc_per_node", 2, "--max-restarts", 1, script, "--resume", *flags]
     environment = {**os.environ, "PATH": PATH, "PYTHONPATH": str(ROOT)}
     with started([*command, "--dump_path", run], env=environment) as launcher:
-        output = launcher.communicate(timeout=100)[0]
+        output = launcher.communicate(timeout=LIMIT)[0]
     assert launcher.returncode == 0, output
     assert output.count("error: once.") == 1
     assert "continuing after step 4" in output
@@ -127,12 +127,13 @@ def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, fla
     run = tmp_path / "run"
     command = ["bash", ROOT / "scripts" / "train.slurm", "--dump_path", run, *flags, "--gradient_accumulation_steps", 1]
     with started([*command, "--n_epoch", 300], env=environment) as job:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + LIMIT
         while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count('"train"') < 2:
-            assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
+            assert job.poll() is None, job.communicate()[0]
+            assert time.monotonic() < deadline, "no steps were done"
             time.sleep(0.05)
         job.send_signal(signal.SIGUSR1)
-        output = job.communicate(timeout=30)[0]
+        output = job.communicate(timeout=LIMIT)[0]
     assert job.returncode == 0, output
     assert "putting the job back into the queue" in output
     assert (fake / "requeued").read_text() == "requeue 7\n"
@@ -142,6 +143,6 @@ def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, fla
 def test_a_job_whose_training_fails_stays_ended(fake, environment):
     write_command(fake / "torchrun", "exit 1")
     with started(["bash", ROOT / "scripts" / "train.slurm"], env=environment) as job:
-        job.communicate(timeout=30)
+        job.communicate(timeout=LIMIT)
     assert job.returncode == 1
     assert not (fake / "requeued").exists()

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from processes import _end_group, running
+from processes import LIMIT, _end_group, running
 from workspace import ROOT, flags_of, rows_of
 
 from evaluation import held_out
@@ -39,7 +39,7 @@ def flags(workspace, tmp_path):
 
 def wait_for_steps(folder, n=3):
     metrics = folder / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + LIMIT
     while not metrics.exists() or metrics.read_text().count('"train"') < n:
         assert time.monotonic() < deadline, "no steps were done"
         time.sleep(0.02)
@@ -74,7 +74,7 @@ def test_a_step_that_takes_too_long_is_dropped(tmp_path, flags):
     script.write_text(SLOW.format(seconds=0.7))
     flags = [*flags, "--gradient_accumulation_steps", 40, "--tokens_per_micro_batch", 0]  # 28 s a step
     with running(script, *flags, PYTHONPATH=str(ROOT)) as training:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT
         while not (tmp_path / "run" / "metrics.jsonl").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -149,7 +149,7 @@ def test_a_terminal_that_goes_away_saves(tmp_path, flags):
         threading.Thread(target=read, daemon=True).start()
         wait_for_steps(tmp_path)
         os.close(terminal)
-        deadline, ended = time.monotonic() + 20, (0, 0)
+        deadline, ended = time.monotonic() + LIMIT, (0, 0)
         while not ended[0] and time.monotonic() < deadline:
             ended = os.waitpid(pid, os.WNOHANG)
             time.sleep(0.05)
@@ -170,6 +170,7 @@ def test_under_a_launcher_a_signal_saves_and_leaves_no_orphan(tmp_path, flags, n
         list(map(str, command)), env={**os.environ, "PATH": path}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    processes = []
     try:
         import psutil
 

@@ -8,6 +8,7 @@ Dimensions: bs sequences of n_tokens tokens in all, padded to seq_length; n_labe
 reach the vocabulary head; voc_size. A position is an index into a flattened micro-batch.
 """
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -133,13 +134,24 @@ class Batches(Dataset):
 
 
 MAX_PADDING = 1 / 8  # of the positions of a micro-batch, beyond what a sequence alone is padded by
+# What a micro-batch costs beside its positions, in positions. A GPU waits some 17 ms for the thousand launches of one,
+# in which a BERT-base and its student could read 6,000 tokens. (An estimate for an H100 in bfloat16, from 2,700 tokens
+# in 25 ms by the account of scripts/benchmark_launches.py, and 15,580 tokens in 61 ms as measured.)
+MICRO_BATCH_PRICE = {"cuda": 6000}
 
 
 class Padding(NamedTuple):
-    """What sequences are padded with, and to which length at most, for which alone the models have positions."""
+    """What sequences are padded with, and how far.
+
+    Attributes:
+        pad_id: of the tokenizer.
+        max_length: pad no further, since the models have no more positions.
+        price: so many positions of padding are worth one micro-batch less.
+    """
 
     pad_id: int
     max_length: int | None = None
+    price: int = 0
 
 
 def pad(batch: Batch, padding: Padding, head_on_all_tokens: bool) -> MicroBatch:
@@ -184,16 +196,17 @@ def cut_micro_batches(
     """
     if tokens and batches:
         together = Batch.join(batches)
-        batches = [together.take(part) for part in _parts_of_similar_length(together.lengths, tokens)]
+        parts = _parts_of_similar_length(together.lengths, tokens, padding.price)
+        batches = [together.take(part) for part in parts]
     return [pad(batch, padding, head_on_all_tokens) for batch in batches]
 
 
-def _parts_of_similar_length(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+def _parts_of_similar_length(lengths: np.ndarray, tokens: int, price: int) -> list[np.ndarray]:
     """The sequences, shortest first, cut where the next would make a part too large or waste too much.
 
     Sorted, the next sequence is the longest of the open part, so all of the part would be padded to its width. The part
-    is closed if it would then have too many positions, or if more than MAX_PADDING of these were padding that the
-    sequences, each padded to its own multiple of GROUP_WIDTH, would not have.
+    is closed if it would then have too many positions, or if more than MAX_PADDING of these, and more than the price of
+    a micro-batch, were padding that the sequences, each padded to its own multiple of GROUP_WIDTH, would not have.
     """
     in_order = np.argsort(lengths, kind="stable")
     widths = create_lengths_groups(lengths[in_order]) * GROUP_WIDTH  # what a sequence alone is padded to
@@ -202,7 +215,7 @@ def _parts_of_similar_length(lengths: np.ndarray, tokens: int) -> list[np.ndarra
     for i, width in enumerate(widths):
         positions = (i + 1 - first) * width
         alone += width
-        if i and (positions > tokens or positions - alone > MAX_PADDING * positions):
+        if i and (positions > tokens or positions - alone > max(MAX_PADDING * positions, price)):
             cuts.append(i)
             first, alone = i, width
     return np.split(in_order, cuts)
@@ -279,20 +292,20 @@ class RunData:
     def steps(self, recipe: Recipe, world: World, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step of an epoch, from `first_step` on.
 
-        The sampler numbers the batches of the epoch for all processes; of these, this one takes every size-th, and
-        `gradient_accumulation_steps` of them make its part of a step. In a short last step it may have fewer, or none.
+        The sampler numbers the batches of the epoch for all processes, and a step takes the next of them:
+        `gradient_accumulation_steps` times the number of processes. In a short last step, a process may have none.
         """
         self.train_sampler.set_epoch(epoch)
         batches = Batches(self.train_set, self.train_sampler, (recipe.seed, epoch), self.masking)
-        per_step = recipe.gradient_accumulation_steps
-        mine = self.train_sampler.batches_of_rank(world.rank, world.size)
-        n_steps = -(-len(self.train_sampler) // (per_step * world.size))
+        per_step = recipe.gradient_accumulation_steps * world.size
+        n_steps = -(-len(self.train_sampler) // per_step)
+        share = functools.partial(self.train_sampler.share, n=per_step, rank=world.rank, world_size=world.size)
         workers = recipe.num_workers
         return iter(
             DataLoader(
                 MicroBatches(batches, self.padding, recipe.tokens_per_micro_batch, self.head_on_all_tokens(recipe)),
                 batch_size=None,
-                sampler=[mine[k * per_step : (k + 1) * per_step] for k in range(first_step, n_steps)],
+                sampler=map(share, range(first_step, n_steps)),
                 num_workers=workers,
                 pin_memory=world.device.type == "cuda",
                 multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the index

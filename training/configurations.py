@@ -102,15 +102,22 @@ def with_names(args: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**vars(args) | names)
 
 
-def with_defaults(args: argparse.Namespace, student: PretrainedConfig, device: torch.device) -> argparse.Namespace:
-    """The flags with the defaults filled in that depend on the student and on the machine."""
+def with_defaults(
+    args: argparse.Namespace, student: PretrainedConfig, device: torch.device, recorded: dict
+) -> argparse.Namespace:
+    """The flags with the defaults filled in that depend on the student and on the machine.
+
+    Args:
+        recorded: the parameters of the run to continue, if any. Its micro-batches stay as they are, since dropout
+            depends on them, even if this machine has a larger GPU.
+    """
     causal = family_of(student).causal
     defaults = {
         "alpha_mlm": 0.0 if causal else Recipe.alpha_mlm,
         "alpha_clm": Recipe.alpha_mlm if causal else 0.0,
         "freeze_pos_embs": needs_teacher(args) and student.model_type == "distilbert",
         "num_workers": min(4, n_cores()) if device.type == "cuda" else 0,
-        "tokens_per_micro_batch": default_tokens_per_micro_batch(device),
+        "tokens_per_micro_batch": recorded.get("tokens_per_micro_batch", default_tokens_per_micro_batch(device)),
     }
     missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
     args = argparse.Namespace(**vars(args) | missing)

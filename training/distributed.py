@@ -171,6 +171,14 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
     return World(device, rank, local_rank, size, _join(device, rank, size) if size > 1 else None)
 
 
+def make_deterministic() -> None:
+    """From now on, kernels of a GPU give the same bits for the same input. Some are slower that way: backward passes of
+    attention and of embeddings, for example, usually add in whatever order their parts are ready."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # helps to find bugs, and takes time
+
+
 def single_process(n_gpu: int | None) -> World:
     """The world of a script that is one process.
 

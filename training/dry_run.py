@@ -1,9 +1,10 @@
 """What a run will take, measured on a few of its steps. Writes nothing; the student it trains is discarded. `distiller`
 is the run's `Distiller`.
 
-The time of the timed steps is scaled by tokens to the whole run; the first step, which chooses kernels and makes
-buffers, is not timed. The largest micro-batch follows from the memory of two micro-batches of different size, made of
-the longest sequences; a tenth of the free memory is kept in reserve.
+The time of the timed steps is scaled by tokens to the whole run. The first step, which chooses kernels and makes
+buffers, is not timed, nor on a GPU the next four, which find memory for micro-batches of many shapes. The largest
+micro-batch follows from the memory of two micro-batches of different size, made of the longest sequences; a tenth of
+the free memory is kept in reserve.
 """
 
 import math
@@ -21,6 +22,7 @@ from training.losses import usual_chunk
 from training.objective import loss_weights
 
 RESERVE = 0.1  # of the free memory
+WARM_UP_STEPS = {"cuda": 5}  # elsewhere one
 GIB = 2**30
 
 
@@ -47,7 +49,7 @@ class Estimate:
 
 
 def make_estimate(distiller, n_steps: int) -> Estimate:
-    """Takes up to n_steps + 1 steps, one evaluation and two micro-batches. Called by all processes."""
+    """Takes up to n_steps steps after the warm-up, one evaluation and two micro-batches. Called by all processes."""
     timed, tokens, flops, seconds = time_steps(distiller, n_steps)
     per_second = tokens / seconds
     n_evaluations, evaluation = 0, 0.0
@@ -79,7 +81,7 @@ def time_steps(distiller, n_steps: int) -> tuple[int, float, float, float]:
     """Returns: steps timed, tokens and FLOPs in them on all processes, seconds."""
     device = distiller.world.device
     n_steps = min(n_steps, max(1, distiller.steps_per_epoch - 1))
-    warm_up = 1 if distiller.steps_per_epoch > 1 else 0
+    warm_up = min(WARM_UP_STEPS.get(device.type, 1), distiller.steps_per_epoch - n_steps)
     tokens = flops = 0.0
     with distiller.meter.progress():
         steps = distiller.steps()

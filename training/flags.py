@@ -176,7 +176,17 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
         "changes no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: a batch "
         "is a micro-batch)",
     )
-    add("--compile", action=SWITCH, default=False, help="torch.compile the models: minutes at the start (default: off)")
+    add(
+        "--compile",
+        action=SWITCH,
+        default=False,
+        help="torch.compile the layers, which takes a while at the start (default: off)",
+    )
+    add(
+        "--deterministic",
+        action="store_true",
+        help="slower kernels whose results repeat bit for bit on a GPU, also after --resume (on a CPU they do anyway)",
+    )
     add("--n_gpu", type=integer(0, 1 << 20), help="GPUs over all machines, 0 for the CPU (default: what there is)")
     add("--local_rank", "--local-rank", type=integer(-1, 1 << 20), default=-1, help="set by launchers")
     add("--num_workers", type=integer(0, 4 * n_cores()), help="processes that prepare batches (default: 4 with a GPU)")
