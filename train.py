@@ -243,7 +243,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     if recipe.encoder_only:
         logger.info("no loss needs a vocabulary head: the encoder alone is distilled, and nothing is masked")
     student, teacher = build_models(args, recipe, student_cfg, kept, world.device)
-    if args.alpha_cos and student.dim != teacher.dim:
+    if (args.alpha_cos or args.alpha_layers) and student.dim != teacher.dim:
         logger.info("hidden states are compared through a learned linear map from %d to %d", student.dim, teacher.dim)
     parameters = describe_run(args, text, data, tokenizer, student, teacher, dtype, world)
     if state:

@@ -84,14 +84,16 @@ class TrainingWork:
         teacher: None if no loss needs it.
         head: whether a loss needs the student's logits.
         teachers_head: whether a loss needs the teacher's.
-        beside: what is trained beside the student, and applied to every token.
+        beside: what is trained beside the student.
+        n_applied: how often that is applied to each token.
     """
 
     def __init__(
-        self, student: LanguageModel, teacher: LanguageModel | None, head: bool, teachers_head: bool, beside: nn.Module
-    ) -> None:
+        self, student: LanguageModel, teacher: LanguageModel | None, head: bool, teachers_head: bool,
+        beside: nn.Module, n_applied: int = 1,
+    ) -> None:  # fmt: skip
         self.student = MatrixWork(student, head)
-        self.student.per_token += 2 * _matrix_weights(beside)
+        self.student.per_token += 2 * _matrix_weights(beside) * n_applied
         self.teacher = MatrixWork(teacher, teachers_head) if teacher else None
         self.causal = student.family.causal
         self.of_relations = 0  # for each pair of tokens

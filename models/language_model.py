@@ -28,12 +28,20 @@ class LanguageModel(nn.Module):
         Args:
             attention_mask: (bs, seq_length) bool; padding stands at the right. None: nothing is padded.
         """
+        return self._encode(input_ids, attention_mask).last_hidden_state.flatten(0, 1)
+
+    def states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
+        """As `hidden`, of the embeddings and of each layer: depth + 1 times (bs * seq_length, dim), the last one as
+        `hidden` returns it."""
+        states = self._encode(input_ids, attention_mask, output_hidden_states=True).hidden_states
+        return [state.flatten(0, 1) for state in states]
+
+    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **options):
         if self.family.causal:
             attention_mask = None  # a causal model never looks at what is to the right
         elif attention_mask is not None:
             attention_mask = self._masks(attention_mask)
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        return output.last_hidden_state.flatten(0, 1)
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask, **options)
 
     def _masks(self, attended: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """(bs, seq_length) bool -> what the encoder takes: (bs, 1, 1, seq_length), since in any other form the library

@@ -9,6 +9,7 @@ from models.families import family_of
 from models.loading import auto_class, load_state_dict, some
 from utils import InputError, logger
 
+TEACHER_LAYERS = "teacher_layers"  # in a student's configuration: where its layers are from
 # DistilBERT's name of each part of a layer <- BERT's.
 BERT_LAYER = {
     "attention.q_lin": "attention.self.query",
@@ -53,7 +54,7 @@ def half_depth_config(teacher: PretrainedConfig, student_type: str | None = None
             f"--student_type {student_type}: its shape does not follow from a {teacher.model_type} teacher's; "
             f"give it with --student_config."
         )
-    left_out = ("architectures", "_name_or_path", "transformers_version", "dtype", "model_type")
+    left_out = ("architectures", "_name_or_path", "transformers_version", "dtype", "model_type", TEACHER_LAYERS)
     values = {key: value for key, value in teacher.to_dict().items() if key not in left_out}
     config = AutoConfig.for_model(student_type, **values)
     config.num_hidden_layers = depth
@@ -137,6 +138,21 @@ def spread_layers(depth: int, n: int, types: Sequence[str] | None = None) -> lis
     return min(best.values())[1]
 
 
+def followed_layers(given: list[int] | None, student: PretrainedConfig, teacher: PretrainedConfig) -> list[int]:
+    """Which of the teacher's layers each of the student's follows: as given, or those it was extracted from, or evenly
+    spread ones. Raises: InputError if the teacher has no such layers, or they are too few or too many."""
+    depth, n = teacher.num_hidden_layers, student.num_hidden_layers
+    noted = getattr(student, TEACHER_LAYERS, None)
+    layers = given or noted or spread_layers(depth, n, getattr(teacher, "layer_types", None))
+    if not isinstance(layers, list) or len(layers) != n or any(layer not in range(depth) for layer in layers):
+        found = "" if given else ", as the student's configuration has it"
+        raise InputError(
+            f"--teacher_layers ({layers}{found}): name one of the teacher's layers, 0 to {depth - 1}, for each of the "
+            f"student's {n}."
+        )
+    return layers
+
+
 def extract_to_distilbert(
     state: dict[str, torch.Tensor], layers: list[int], vocab_transform: bool
 ) -> dict[str, torch.Tensor]:
@@ -197,6 +213,7 @@ def extract(
     if not all(0 <= layer < depth for layer in layers):
         raise InputError(f"--layers {' '.join(map(str, layers))}: the teacher's layers are 0 to {depth - 1}.")
     config.num_hidden_layers = len(layers)
+    setattr(config, TEACHER_LAYERS, list(layers))
     if types:
         config.layer_types = [types[layer] for layer in layers]
     state = teacher.state_dict()

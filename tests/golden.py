@@ -48,6 +48,12 @@ CASES = {name: (name, NEXT_WORDS if family_of(config).causal else TYPED, {}) for
     "relations": ("bert", replace(TYPED, alpha_relation=1.0, relation_layer=1), {}),
     "relations of next words": ("gpt2", replace(NEXT_WORDS, alpha_relation=1.0), {}),
     "another width": ("bert", TYPED, {"hidden_size": 24, "num_attention_heads": 3}),
+    "layers of another width": (
+        "bert",
+        replace(TYPED, alpha_layers=1.0, teacher_layers=[1, 2]),
+        {"hidden_size": 24, "num_attention_heads": 3},
+    ),
+    "layers alone": ("modernbert", replace(TYPED, alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0, alpha_layers=1.0), {}),
     "encoder": ("bert", replace(TYPED, alpha_ce=0.0, alpha_mlm=0.0, alpha_relation=1.0), {}),
     "without a teacher": ("bert", replace(TYPED, alpha_ce=0.0, alpha_cos=0.0), {}),
     "a batch by tokens": ("bert", replace(TYPED, tokens_per_batch=96), {}),

@@ -30,7 +30,8 @@ RECIPES = {
     "cos": {**ONLY, "alpha_cos": 1.0},
     "relation": {**ONLY, "alpha_relation": 3.0, "relation_heads": 8},
     "relation of another layer": {**ONLY, "alpha_relation": 3.0, "relation_layer": 1},
-    "all": {"alpha_mse": 0.01, "alpha_relation": 0.1},
+    "layers": {**ONLY, "alpha_layers": 2.0, "teacher_layers": [2, 1]},
+    "all": {"alpha_mse": 0.01, "alpha_relation": 0.1, "alpha_layers": 0.5},
     "all at masks": {"alpha_mse": 0.01, "restrict_ce_to_mask": True},
 }
 
@@ -41,7 +42,7 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
     `batches` are (input_ids, attended, lm_labels) triples, each (bs, seq_length); labels are -100 where there is none.
     `widen` is (t_dim, s_dim), for a student of another width.
     """
-    kl, mse, n_kl, hard, n_hard, cos, n_cos, relation = (0.0,) * 8
+    kl, mse, n_kl, hard, n_hard, cos, n_cos, relation, layers = (0.0,) * 9
     for input_ids, attended, labels in batches:
         out_s = student(input_ids, attention_mask=attended.long(), output_hidden_states=True)
         with torch.no_grad():
@@ -66,6 +67,11 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
         h_s = h_s if widen is None else h_s @ widen.T
         cos = cos + (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).sum()
         n_cos += attended.sum()
+        if recipe.alpha_layers:
+            first, second = recipe.teacher_layers or [0, 3]  # evenly spread
+            for state, followed in enumerate((0, first + 1, second + 1)):
+                h_s, h_t = out_s.hidden_states[state][attended], out_t.hidden_states[followed][attended]
+                layers = layers + ((h_s if widen is None else h_s @ widen.T) - h_t).square().mean(-1).sum()
         if recipe.alpha_relation:
             layer = teacher.config.num_hidden_layers - 1 if recipe.relation_layer is None else recipe.relation_layer
             t_attention = teacher.bert.encoder.layer[layer].attention.self
@@ -80,6 +86,7 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
         + (recipe.alpha_mlm + recipe.alpha_clm) * hard / n_hard
         + recipe.alpha_cos * cos / n_cos
         + recipe.alpha_relation * relation / n_cos
+        + recipe.alpha_layers * layers / n_cos
     )
 
 
@@ -149,8 +156,9 @@ def test_masked_losses_equal_the_formula(name, tokenizer, teacher):
     assert_gradients_equal(gradients, exact)
 
 
-def test_a_student_of_another_width_is_compared_through_a_projection_that_learns_too(tokenizer, teacher):
-    recipe = Recipe(**{**ONLY, "alpha_cos": 1.0}, max_grad_norm=1e9, learning_rate=1e-3, warmup_prop=0.0)
+@pytest.mark.parametrize("term", ["alpha_cos", "alpha_layers"])
+def test_a_student_of_another_width_is_compared_through_a_projection_that_learns_too(tokenizer, teacher, term):
+    recipe = Recipe(**{**ONLY, term: 1.0}, max_grad_norm=1e9, learning_rate=1e-3, warmup_prop=0.0)
     config = half_depth_config(teacher.config)
     config.dropout = config.attention_dropout = 0.0
     config.dim, config.n_heads = 24, 3

@@ -1,12 +1,15 @@
+import json
+
 import extract_for_distil
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertModel
-from workspace import load_tokenizer, run
+from workspace import load_tokenizer, run, train
 
 from evaluation.layer_choice import n_trials, one_by_one, usual_lists
 from models.loading import load_config
-from models.student import BERT_LAYER, build_student
+from models.student import BERT_LAYER, TEACHER_LAYERS, build_student
+from training.run_folder import read_metrics
 
 
 def extracted(workspace, path, *flags):
@@ -152,3 +155,26 @@ def test_usual_lists():
         [0, 1, 2, 9, 10, 11], [0, 1, 2, 3, 4, 11],
     ]  # fmt: skip
     assert list(usual_lists(3, 1)) == ["evenly spread", "every second from 1", "the highest"]
+
+
+def test_train_compares_each_layer_with_the_one_it_was_taken_from(workspace, tmp_path, capsys):
+    init, shape = tmp_path / "init.pth", tmp_path / "init.json"
+    run(
+        extract_for_distil, "--bert_model", workspace / "bert-base-uncased", "--dump_checkpoint", init, "--layers", 0, 1
+    )
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps({k: v for k, v in json.loads(shape.read_text()).items() if k != TEACHER_LAYERS}))
+    flags = ["--from_pretrained_weights", init, "--alpha_layers", 1, "--gradient_accumulation_steps", 40]
+    first_loss = {}
+    for name, more in {
+        "noted": ["--from_pretrained_config", shape],
+        "named": ["--from_pretrained_config", plain, "--teacher_layers", 0, 1],
+        "evenly spread": ["--from_pretrained_config", plain],
+    }.items():
+        train(workspace, tmp_path / name, *flags, *more)
+        first_loss[name] = read_metrics(tmp_path / name / "metrics.jsonl")[-2]["loss_layers"]
+    assert json.loads((tmp_path / "noted" / "config.json").read_text())[TEACHER_LAYERS] == [0, 1]
+    assert first_loss["noted"] == first_loss["named"] < 0.5 * first_loss["evenly spread"]
+    for layers in ([0], [0, 9]):
+        train(workspace, tmp_path / "wrong", *flags, "--teacher_layers", *layers, expect=2)
+        assert f"--teacher_layers ({layers}" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from utils import InputError, n_cores
 
 
 def needs_teacher(args: argparse.Namespace) -> bool:
-    return any((args.alpha_ce, args.alpha_mse, args.alpha_cos, args.alpha_relation))
+    return any((args.alpha_ce, args.alpha_mse, args.alpha_cos, args.alpha_relation, args.alpha_layers))
 
 
 def student_config(

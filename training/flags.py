@@ -127,6 +127,14 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
         type=integer(1, 1 << 12),
         help="must divide the widths of queries, keys, values (default: 48, or less if need be)",
     )
+    add("--alpha_layers", type=real(0, 1e6), help="all hidden states, TinyBERT's loss (%(default)s)")
+    add(
+        "--teacher_layers",
+        type=integer(0, 1000),
+        nargs="+",
+        help="which layer of the teacher each of the student's follows (default: the one it was taken from, as the "
+        "JSON of extract_for_distil.py says; otherwise evenly spread)",
+    )
     add("--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)")
     add(
         "--restrict_ce_to_mask",
@@ -238,6 +246,7 @@ def sanity_checks(args: argparse.Namespace) -> None:
     if args.force and args.resume:
         raise InputError("--force starts over and --resume continues: give one of them.")
     utils.check_needed(args, make_parser(""), "alpha_relation", "relation_layer", "relation_heads")
+    utils.check_needed(args, make_parser(""), "alpha_layers", "teacher_layers")
     if args.tokens_per_batch and not args.group_by_size:
         raise InputError("--tokens_per_batch needs sequences grouped by length: leave out --no-group_by_size.")
     given = [f"--{name}" for name in ARCHITECTURE if getattr(args, name) is not None]

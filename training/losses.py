@@ -1,9 +1,9 @@
 """The terms of the loss: each as one would write it down, and those over the vocabulary also in a fast form.
 
-`ce_loss`, `label_loss` and `cos_loss` are the plain forms, which evaluation uses too. Training computes the terms over
-the vocabulary with `vocabulary_loss`, which never holds more than a chunk of logits. A row of BERT's logits is 122 kB;
-with those of both models, their softmaxes and gradients, logits would take most of the memory. They need not be kept
-for a backward pass, since their gradient is known in closed form. With s and t the logits of student and teacher,
+`ce_loss` and its like are the plain forms, which evaluation uses too. Training computes the terms over the vocabulary
+with `vocabulary_loss`, which never holds more than a chunk of logits. A row of BERT's logits is 122 kB; with those of
+both models, their softmaxes and gradients, logits would take most of the memory. They need not be kept for a backward
+pass, since their gradient is known in closed form. With s and t the logits of student and teacher,
 
     ce      T^2 KL(softmax(t / T) || softmax(s / T))    d/ds = T (softmax(s / T) - softmax(t / T))
     mse     |s - t|^2                                   d/ds = 2 (s - t)
@@ -20,6 +20,7 @@ Dimensions: n rows, the first n_labels of them with a label; voc_size, and voc_p
 matrix products are faster (the columns added have a bias of -inf: probability 0, exactly); dim.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,6 +130,22 @@ def cos_loss(s_hidden: torch.Tensor, t_hidden: torch.Tensor) -> torch.Tensor:
     Returns: scalar, float32 or float64.
     """
     return (1 - F.cosine_similarity(at_least_float32(s_hidden), at_least_float32(t_hidden), dim=-1)).sum()
+
+
+# -------------------------------------------------------------------------------------- layers: all the hidden states
+
+
+def layer_loss(s_states: Sequence[torch.Tensor], t_states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over pairs of hidden states, and over tokens, of the mean squared difference (Jiao et al., 2020, arXiv
+    1909.10351, equations 8 and 9).
+
+    Args:
+        s_states, t_states: (n_tokens, dim) each, of the student's embeddings and layers, and of those they follow.
+
+    Returns: scalar, float32 or float64.
+    """
+    pairs = zip(map(at_least_float32, s_states), map(at_least_float32, t_states), strict=True)
+    return torch.stack([F.mse_loss(s, t, reduction="sum") / s.shape[-1] for s, t in pairs]).sum()
 
 
 class Widening(nn.Module):

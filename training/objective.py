@@ -10,8 +10,17 @@ import torch
 
 from models.flops import TrainingWork
 from models.language_model import LanguageModel
+from models.student import followed_layers
 from training.batches import MicroBatch, StepCounts
-from training.losses import VOCABULARY_TERMS, Projection, Widening, at_least_float32, cos_loss, vocabulary_loss
+from training.losses import (
+    VOCABULARY_TERMS,
+    Projection,
+    Widening,
+    at_least_float32,
+    cos_loss,
+    layer_loss,
+    vocabulary_loss,
+)
 from training.recipe import Recipe
 from training.relation_loss import KINDS, relation_loss, usual_heads
 from utils import InputError
@@ -25,7 +34,7 @@ def loss_weights(alphas: dict[str, float], counts: StepCounts) -> dict[str, floa
     """
     divisors = {
         "ce": counts.rows, "mse": counts.rows, "mlm": counts.labels, "clm": counts.labels, "cos": counts.tokens,
-        "relation": counts.tokens,
+        "relation": counts.tokens, "layers": counts.tokens,
     }  # fmt: skip
     return {term: alpha / max(1, divisors[term]) for term, alpha in alphas.items()}
 
@@ -36,6 +45,7 @@ class Outputs(NamedTuple):
     hidden: torch.Tensor  # (bs * seq_length, dim) last hidden states
     rows: torch.Tensor | None  # (n_rows, dim) what the projection onto the vocabulary is applied to
     vectors: tuple[torch.Tensor, ...] | None  # (bs, seq_length, width) queries, keys and values
+    states: list[torch.Tensor] | None  # (n_tokens, dim) of the embeddings and of each layer that is compared
 
 
 class Objective:
@@ -61,12 +71,17 @@ class Objective:
     ) -> None:  # fmt: skip
         self.recipe, self.student, self.device, self.dtype = recipe, student, device, dtype
         self.teacher = teacher if recipe.uses_teacher else None
-        self.widening = Widening(student.dim, teacher.dim if recipe.alpha_cos else student.dim).to(device)
+        compares_states = recipe.alpha_cos or recipe.alpha_layers
+        self.widening = Widening(student.dim, teacher.dim if compares_states else student.dim).to(device)
         self.t_projection = Projection.of(teacher.projection, dtype) if recipe.uses_teacher_logits else None
         heads = recipe.uses_logits, recipe.uses_teacher_logits
-        self.work = TrainingWork(student, self.teacher, *heads, self.widening)
+        n_compared = (1 if recipe.alpha_cos else 0) + (student.depth + 1 if recipe.alpha_layers else 0)
+        self.work = TrainingWork(student, self.teacher, *heads, self.widening, n_compared)
         if recipe.alpha_relation:
             self._watch_relations()
+        if recipe.alpha_layers:
+            layers = followed_layers(recipe.teacher_layers, student.model.config, teacher.model.config)
+            self.states_of = {student: range(student.depth + 1), teacher: [0, *(layer + 1 for layer in layers)]}
 
     def _watch_relations(self) -> None:
         recipe, student, teacher = self.recipe, self.student, self.teacher
@@ -98,10 +113,16 @@ class Objective:
         return self._read(self.teacher, micro_batch, self.recipe.uses_teacher_logits) if self.teacher else None
 
     def _read(self, model: LanguageModel, micro_batch: MicroBatch, needs_rows: bool) -> Outputs:
+        states = None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
-            hidden = model.hidden(micro_batch.input_ids, micro_batch.attention_mask)
+            if self.recipe.alpha_layers:
+                every = model.states(micro_batch.input_ids, micro_batch.attention_mask)
+                hidden = every[-1]
+                states = [every[i].index_select(0, micro_batch.token_positions) for i in self.states_of[model]]
+            else:
+                hidden = model.hidden(micro_batch.input_ids, micro_batch.attention_mask)
             rows = model.transform(hidden.index_select(0, micro_batch.row_positions)) if needs_rows else None
-        return Outputs(hidden, rows, model.vectors if self.recipe.alpha_relation else None)
+        return Outputs(hidden, rows, model.vectors if self.recipe.alpha_relation else None, states)
 
     def __call__(
         self, s: Outputs, t: Outputs | None, micro_batch: MicroBatch, weights: dict[str, float]
@@ -133,4 +154,9 @@ class Objective:
             relation = weights["relation"] * relation
             loss = loss + relation
             parts["relation"] = relation.detach().double()
+        if "layers" in weights:
+            widened = [self.widening(at_least_float32(states)) for states in s.states]
+            layers = weights["layers"] * layer_loss(widened, t.states)
+            loss = loss + layers
+            parts["layers"] = layers.detach().double()
         return loss, torch.stack([parts[term] for term in weights])

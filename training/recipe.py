@@ -20,6 +20,8 @@ class Recipe:
     alpha_relation: float = 0.0
     relation_layer: int | None = None
     relation_heads: int | None = None
+    alpha_layers: float = 0.0
+    teacher_layers: list[int] | None = None
     temperature: float = 2.0
     restrict_ce_to_mask: bool = False
     # masking
@@ -62,12 +64,12 @@ class Recipe:
     @property
     def alphas(self) -> dict[str, float]:
         """What each term of the loss is multiplied by, without those that are left out."""
-        terms = ("ce", "mse", "mlm", "clm", "cos", "relation")
+        terms = ("ce", "mse", "mlm", "clm", "cos", "relation", "layers")
         return {term: alpha for term in terms if (alpha := getattr(self, f"alpha_{term}"))}
 
     @property
     def uses_teacher(self) -> bool:
-        return self.uses_teacher_logits or self.alpha_cos > 0 or self.alpha_relation > 0
+        return self.uses_teacher_logits or self.alpha_cos > 0 or self.alpha_relation > 0 or self.alpha_layers > 0
 
     @property
     def uses_teacher_logits(self) -> bool:
