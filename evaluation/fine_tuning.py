@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.functional import mse_loss
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from grouped_batch_sampler import GROUP_WIDTH
 from models.families import DROPOUT, FAMILIES, max_length
 from models.loading import load_weights, read_config, some
-from training import losses
 from utils import InputError, RunError, progress_bar
 
 
@@ -113,7 +111,8 @@ class FineTuner:
     def __init__(
         self, model: PreTrainedModel, tokenizer, settings: Settings, seed: int, dtype: torch.dtype, use_cpu: bool
     ) -> None:
-        self.model, self.tokenizer, self.settings, self.dtype = model, tokenizer, settings, dtype
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.seed, self.dtype, self.use_cpu = seed, dtype, use_cpu
         self.options = {
             "seed": seed,
             "use_cpu": use_cpu,
@@ -175,31 +174,6 @@ class FineTuner:
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
-
-
-class TaughtTrainer(Trainer):
-    """(1 - alpha) x the loss of the task + alpha x that of following a teacher: T^2 KL(teacher || student) where there
-    are labels, the squared error where there are scores.
-
-    Args:
-        alpha, temperature: of these.
-
-    Each of the features has `t_logits`, the outputs of the teacher's head: (number of labels,) floats.
-    """
-
-    def __init__(self, *args, alpha: float, temperature: float, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.alpha, self.temperature = alpha, temperature
-
-    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        t_logits = inputs["t_logits"]  # (bs, number of labels)
-        output = model(**{name: value for name, value in inputs.items() if name != "t_logits"})
-        if t_logits.shape[1] == 1:
-            following = mse_loss(output.logits.float(), t_logits)
-        else:
-            following = losses.ce_loss(output.logits, t_logits, self.temperature).mean()
-        loss = (1 - self.alpha) * output.loss + self.alpha * following
-        return (loss, output) if return_outputs else loss
 
 
 class _Progress(TrainerCallback):

@@ -9,8 +9,9 @@ or, without --data_dir, from the hub (`pip install datasets`). The first model i
 against. Every score is appended to --output as soon as it is known; the same command continues after an interruption,
 and adds what more models, tasks or seeds ask for. --tasks none computes nothing and prints the table of what is there.
 
-With --distil and --save_models, the other models are also fine-tuned with the help of the first one, after it has
-learnt the task: a second step of distillation, whose scores are those of my_first_training-taught.
+With --distil and --save_models, the other models also learn each task from the first one, once that has been fine-tuned
+on it: a second step of distillation, first of all hidden states and then of predictions, whose scores are those of
+my_first_training-taught.
 """
 
 import argparse
@@ -22,15 +23,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation import scores
-from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
+from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
+from evaluation.task_distillation import Distillation, add_layer_flags, check_shared_vocabulary, distil
 from files.atomic import atomic_folder
 from files.paths import check_output_file, check_output_folder
 from training.checkpoint import fingerprint
@@ -85,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="weight of following it; the labels have the rest (%(default)s)",
     )
     group.add_argument("--temperature", type=real(0.01, 1000), default=2.0, help="of both softmaxes then (%(default)s)")
+    add_layer_flags(group, Distillation.layer_epochs)
     group.add_argument(
         "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
     )
@@ -107,8 +111,6 @@ def fine_tune_and_score(
     Args:
         teacher: folder of a fine-tuned model that helps.
     """
-    from transformers import AutoModelForSequenceClassification
-
     task, seed = TASKS[record["task"]], record["seed"]
     utils.set_seed(seed)  # the head is drawn from this
     settings = settings_of(args)
@@ -116,17 +118,15 @@ def fine_tune_and_score(
         AutoModelForSequenceClassification, name, tokenizer, settings.dropout, num_labels=len(task.labels) or 1
     )
     length = args.max_length or task.max_length
-    make_label = float if task.is_regression else int
-    features = encode(tokenizer, model, [example.texts for example in train], length)
-    for feature, example in zip(features, train, strict=True):
-        feature["labels"] = make_label(example.label)
-    more = {}
-    if teacher:
-        for feature, logits in zip(features, outputs_of(teacher, train, length, args, device), strict=True):
-            feature["t_logits"] = logits
-        more = {"trainer_class": TaughtTrainer, "alpha": args.alpha_ce, "temperature": args.temperature}
+    texts = [example.texts for example in train]
+    labels = [(float if task.is_regression else int)(example.label) for example in train]
     tuner = FineTuner(model, tokenizer, settings, seed, dtype, use_cpu=device.type == "cpu")
-    tuner.train(features, f"{record['model']}, {task.name}, seed {seed}", **more)
+    title = f"{record['model']}, {task.name}, seed {seed}"
+    if teacher:
+        distil(tuner, load_teacher(teacher, name, tokenizer), texts, labels, length, title, distillation_of(args))
+    else:
+        features = encode(tokenizer, model, texts, length)
+        tuner.train([feature | {"labels": label} for feature, label in zip(features, labels, strict=True)], title)
     sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
@@ -137,17 +137,19 @@ def fine_tune_and_score(
     return metrics
 
 
-def outputs_of(teacher: Path, examples: list[Example], length: int, args, device) -> list[list[float]]:
-    """The outputs of a fine-tuned model's head for each example."""
-    from transformers import AutoModelForSequenceClassification
-
+def load_teacher(folder: Path, student: str, students_tokenizer) -> PreTrainedModel:
+    """A fine-tuned model that --save_models has kept."""
     try:
-        tokenizer = load_tokenizer(str(teacher))
-        model = load_for(AutoModelForSequenceClassification, str(teacher), tokenizer, head_required=True)
+        tokenizer = load_tokenizer(str(folder))
+        model = load_for(AutoModelForSequenceClassification, str(folder), tokenizer, head_required=True)
     except InputError as error:
         raise InputError(f"{error} Remove that folder, which --save_models has left, and it is made again.") from None
-    tuner = FineTuner(model, tokenizer, settings_of(args), 0, torch.float32, use_cpu=device.type == "cpu")
-    return tuner.predict(encode(tokenizer, model, [example.texts for example in examples], length)).tolist()
+    check_shared_vocabulary(str(folder), tokenizer, student, students_tokenizer)
+    return model
+
+
+def distillation_of(args: argparse.Namespace) -> Distillation:
+    return Distillation(args.layer_epochs, args.layer_rate, args.alpha_ce, args.temperature)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -198,6 +200,8 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
                 continue
             teacher = kept_at(args, names[0], task.name, seed)
             run |= {"teacher": models[names[0]]["weights"], "alpha_ce": args.alpha_ce, "temperature": args.temperature}
+            if args.layer_epochs:
+                run |= {"layer_epochs": args.layer_epochs, "layer_rate": args.layer_rate}
             for name in names[1:]:
                 record = models[name] | run | {"model": taught(name)}
                 yield record, partial(fine_tune_and_score, name, tokenizers[name], record, *settings, teacher=teacher)
@@ -215,7 +219,7 @@ def is_done(args: argparse.Namespace, known: list[dict], record: dict) -> bool:
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     check_output_file(args.output, "--output")
-    utils.check_needed(args, make_parser(), "distil", "alpha_ce", "temperature")
+    utils.check_needed(args, make_parser(), "distil", "alpha_ce", "temperature", "layer_epochs", "layer_rate")
     if args.distil and not (args.save_models and args.models[1:]):
         raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
     if args.save_models:
@@ -244,8 +248,6 @@ def main(args: argparse.Namespace) -> None:
 
 def weights_of(name: str) -> int:
     """A checksum that distinguishes these weights from others of the same name."""
-    from transformers import AutoModel
-
     utils.set_seed(0)  # of a pooler, if the weights have none
     return fingerprint(load_for(AutoModel, name).state_dict().values())
 

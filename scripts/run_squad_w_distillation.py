@@ -28,9 +28,10 @@ from transformers import AutoModelForQuestionAnswering, Trainer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
-from corpus.tokenization import describe_tokenizer, load_tokenizer
+from corpus.tokenization import load_tokenizer
 from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
+from evaluation.task_distillation import add_layer_flags, check_shared_vocabulary, follow_layers
 from files.atomic import replacing_files, write_json
 from files.paths import check_output_folder
 from models.families import FAMILIES, max_length
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--alpha_squad", type=real(0, 1e6), default=0.5, help="weight of the right spans (%(default)s)")
     group.add_argument("--temperature", type=real(0.01, 1000), default=2.0, help="of both softmaxes (%(default)s)")
+    add_layer_flags(group, 0)
     group = parser.add_argument_group("windows and answers")
     group.add_argument(
         "--max_seq_length", type=integer(16, 1 << 20), default=squad.MAX_SEQ_LENGTH, help="of a window (%(default)s)"
@@ -130,8 +132,9 @@ class DistillationTrainer(Trainer):
 
 def check_flags(args: argparse.Namespace, tokenizer) -> None:
     utils.check_needed(
-        args, make_parser(), "teacher_name_or_path", "teacher_type", "alpha_ce", "alpha_squad", "temperature"
-    )
+        args, make_parser(), "teacher_name_or_path", "teacher_type", "alpha_ce", "alpha_squad", "temperature",
+        "layer_epochs", "layer_rate",
+    )  # fmt: skip
     if not args.train_file and not args.predict_file:
         raise InputError("give --train_file to train, --predict_file to score, or both.")
     check_output_folder(args.output_dir, "--output_dir")
@@ -149,9 +152,8 @@ def check_flags(args: argparse.Namespace, tokenizer) -> None:
             raise InputError("--teacher_name_or_path teaches: give --train_file too.")
         if not args.alpha_ce + args.alpha_squad:
             raise InputError("--alpha_ce and --alpha_squad are both 0: there is nothing to learn from.")
-        teachers = load_tokenizer(args.teacher_name_or_path)
-        if describe_tokenizer(teachers)["vocab_hash"] != describe_tokenizer(tokenizer)["vocab_hash"]:
-            raise InputError(f"{args.teacher_name_or_path} does not share the vocabulary of {args.model_name_or_path}.")
+        teacher = args.teacher_name_or_path
+        check_shared_vocabulary(teacher, load_tokenizer(teacher), args.model_name_or_path, tokenizer)
 
 
 def load(name: str, tokenizer, flag: str, family: str | None, max_seq_length: int, **options):
@@ -185,6 +187,10 @@ def train(args: argparse.Namespace, questions: list[squad.Question], tuner: Fine
         start, end = squad.label(window, questions[window.question])
         taken = {name: ids for model in models for name, ids in taken_by(model, window.features).items()}
         features.append({**taken, "start_positions": start, "end_positions": end})
+    if args.layer_epochs:
+        texts = [{name: ids for name, ids in each.items() if not name.endswith("_positions")} for each in features]
+        title = f"{Path(args.model_name_or_path).name}, SQuAD, layers"
+        follow_layers(tuner, teacher, texts, title, args.layer_epochs, args.layer_rate)
     tuner.train(features, f"{Path(args.model_name_or_path).name}, SQuAD", **more)
 
 

@@ -7,11 +7,11 @@ import pytest
 import run_glue
 import torch
 from glue_files import write_task
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, TrainingArguments
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from workspace import load_tokenizer, run
 
 from evaluation import fine_tuning
-from evaluation.fine_tuning import FineTuner, Settings, TaughtTrainer, encode, load_for
+from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
 from evaluation.glue import TASKS, read_task
 from evaluation.sentence_similarity import mean_hidden_states
 from utils import RunError
@@ -151,6 +151,7 @@ def test_a_student_is_taught_by_the_fine_tuned_teacher(tmp_path, workspace, stud
     assert rows[2]["metrics"]["score"] > 70  # chance is 0
     for row in rows[2::3]:
         assert (row["alpha_ce"], row["teacher"], row["weights"]) == (1, rows[0]["weights"], rows[1]["weights"])
+        assert (row["layer_epochs"], row["layer_rate"]) == (2, 1e-4)
     assert "| student-taught |" in capsys.readouterr().out
     assert (tmp_path / "kept" / "student-taught-STS-B-1" / "model.safetensors").exists()
     run(run_glue, *flags)
@@ -160,24 +161,6 @@ def test_a_student_is_taught_by_the_fine_tuned_teacher(tmp_path, workspace, stud
     run(run_glue, *flags, "--alpha_ce", 0.9, expect=2)
     assert "bert-base-uncased-CoLA-1: " in (error := capsys.readouterr().err)
     assert "Remove that folder" in error
-
-
-@pytest.mark.parametrize("n_labels", [3, 1])
-def test_the_loss_of_a_taught_model_is_that_of_the_definition(tmp_path, student, n_labels):
-    model = load_for(AutoModelForSequenceClassification, str(student), num_labels=n_labels).eval()
-    arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
-    trainer = TaughtTrainer(model, arguments, alpha=0.7, temperature=3.0)
-    ids, t_logits = torch.randint(8, 90, (4, 7)), torch.randn(4, n_labels)
-    labels = torch.tensor([0, 2, 1, 1]) if n_labels == 3 else torch.rand(4)
-    loss = trainer.compute_loss(model, {"input_ids": ids, "labels": labels, "t_logits": t_logits})
-    s_logits = model(ids).logits.double()
-    if n_labels == 3:
-        log_s, log_t = ((logits.double() / 3).log_softmax(1) for logits in (s_logits, t_logits))
-        following = 9 * (log_t.exp() * (log_t - log_s)).sum(1).mean()
-        of_task = -s_logits.log_softmax(1)[range(4), labels].mean()
-    else:
-        following, of_task = ((s_logits - target).square().mean() for target in (t_logits, labels[:, None]))
-    assert loss.item() == pytest.approx((0.3 * of_task + 0.7 * following).item(), rel=1e-4)
 
 
 def test_a_launcher_is_refused(tmp_path, workspace, student, glue, capsys, monkeypatch):

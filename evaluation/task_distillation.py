@@ -1,0 +1,152 @@
+"""The second step of distillation: a student learns a task from a teacher that has been fine-tuned on it.
+
+First its hidden states follow those of the teacher's layers on the texts of the task, then its predictions follow the
+teacher's (Jiao et al., 2020, arXiv 1909.10351). Both are Trainers with another loss, for `fine_tuning.FineTuner`.
+
+Dimensions: bs texts, padded to seq_length; n_tokens of them real; dim.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import mse_loss
+from transformers import PreTrainedModel, Trainer
+
+from corpus.tokenization import describe_tokenizer
+from evaluation.fine_tuning import FineTuner, encode, longest, taken_by
+from models.student import followed_layers
+from training import losses
+from utils import InputError, integer, real
+
+
+def add_layer_flags(group, n_epoch: int) -> None:
+    """The flags of `follow_layers`, on a group of a parser's flags."""
+    group.add_argument(
+        "--layer_epochs",
+        type=integer(0, 1000),
+        default=n_epoch,
+        help="epochs in which all hidden states follow the teacher's, before the predictions do (%(default)s)",
+    )
+    group.add_argument(
+        "--layer_rate",
+        type=real(0, 1, low_allowed=False),
+        default=Distillation.layer_rate,
+        help="peak rate of these (%(default)s)",
+    )
+
+
+def check_shared_vocabulary(teacher: str, teachers_tokenizer, student: str, students_tokenizer) -> None:
+    """Raises InputError unless the models read the same tokens."""
+    if describe_tokenizer(teachers_tokenizer)["vocab_hash"] != describe_tokenizer(students_tokenizer)["vocab_hash"]:
+        raise InputError(f"{teacher} does not share the vocabulary of {student}.")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student learns a task from a teacher.
+
+    Attributes:
+        layer_epochs, layer_rate: of following the hidden states; the predictions have the settings of the tuner.
+        alpha: weight of following the teacher's predictions; the labels have the rest.
+        temperature: of both softmaxes.
+    """
+
+    layer_epochs: int = 2
+    layer_rate: float = 1e-4
+    alpha: float = 0.5
+    temperature: float = 2.0
+
+
+def distil(
+    tuner: FineTuner, teacher: PreTrainedModel, texts: list[tuple[str, ...]], labels: list, length: int, title: str,
+    how: Distillation,
+) -> None:  # fmt: skip
+    """Trains the tuner's model on a task, with the help of a teacher that reads the same tokens.
+
+    Args:
+        teacher: fine-tuned on the task.
+        texts: one or two for each example.
+        labels: the index of the right label, or the score, of each example.
+        length: tokens of an example that are read at most.
+        title: what the progress bars say.
+    """
+    length = min(longest(model, tuner.tokenizer, length) for model in (tuner.model, teacher))
+    s_features, t_features = (encode(tuner.tokenizer, model, texts, length) for model in (tuner.model, teacher))
+    on_gpu = torch.cuda.is_available() and not tuner.use_cpu
+    teacher.to("cuda" if on_gpu else "cpu").eval().requires_grad_(False)
+    if how.layer_epochs:
+        both = [{**t, **s} for t, s in zip(t_features, s_features, strict=True)]
+        follow_layers(tuner, teacher, both, f"{title}, layers", how.layer_epochs, how.layer_rate)
+    asked = FineTuner(teacher, tuner.tokenizer, tuner.settings, 0, torch.float32, tuner.use_cpu)
+    t_logits = asked.predict(t_features).tolist()
+    features = [{**s, "labels": label, "t_logits": t} for s, label, t in zip(s_features, labels, t_logits, strict=True)]
+    tuner.train(features, title, trainer_class=TaughtTrainer, alpha=how.alpha, temperature=how.temperature)
+
+
+def follow_layers(
+    tuner: FineTuner, teacher: PreTrainedModel, features: list[dict], title: str, n_epoch: int, learning_rate: float
+) -> None:
+    """Trains the tuner's model to have the teacher's hidden states: its embeddings those of the teacher's, and each
+    layer those of the one it was taken from (see `models.student.followed_layers`).
+
+    Args:
+        teacher: frozen, on the tuner's device.
+        features: of the texts, with all that either model's `forward` takes.
+        title: what the progress bar says.
+    """
+    student = tuner.model
+    settings = replace(tuner.settings, n_epoch=n_epoch, learning_rate=learning_rate)
+    layers = followed_layers(None, student.config, teacher.config)
+    # A part of the model for as long as it trains, since the Trainer optimizes what belongs to its model.
+    student.widening = losses.Widening(student.config.hidden_size, teacher.config.hidden_size)
+    follower = FineTuner(student, tuner.tokenizer, settings, tuner.seed, tuner.dtype, tuner.use_cpu)
+    follower.train(features, title, trainer_class=LayerTrainer, teacher=teacher, layers=layers)
+    del student.widening
+
+
+class LayerTrainer(Trainer):
+    """The squared difference of hidden states: the sum over the layers of a mean over tokens and dimensions.
+
+    Args:
+        teacher: frozen, on the student's device.
+        layers: which layer of the teacher each of the student's follows.
+    """
+
+    def __init__(self, *args, teacher: PreTrainedModel, layers: list[int], **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher, self.states = teacher, [0, *(layer + 1 for layer in layers)]
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        attended = inputs["attention_mask"].bool()  # (bs, seq_length)
+        output = model(**taken_by(self.model, inputs), output_hidden_states=True)
+        with torch.no_grad(), self.accelerator.autocast():  # the student's `forward` has it around itself
+            t_output = self.teacher(**taken_by(self.teacher, inputs), output_hidden_states=True)
+        s = [self.model.widening(losses.at_least_float32(state[attended])) for state in output.hidden_states]
+        t = [t_output.hidden_states[state][attended] for state in self.states]  # (n_tokens, dim)
+        loss = losses.layer_loss(s, t) / attended.sum()
+        return (loss, output) if return_outputs else loss
+
+
+class TaughtTrainer(Trainer):
+    """(1 - alpha) x the loss of the task + alpha x that of following a teacher: T^2 KL(teacher || student) where there
+    are labels, the squared error where there are scores.
+
+    Args:
+        alpha, temperature: of these.
+
+    Each of the features has `t_logits`, the outputs of the teacher's head: (number of labels,) floats.
+    """
+
+    def __init__(self, *args, alpha: float, temperature: float, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha, self.temperature = alpha, temperature
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        t_logits = inputs["t_logits"]  # (bs, number of labels)
+        output = model(**{name: value for name, value in inputs.items() if name != "t_logits"})
+        if t_logits.shape[1] == 1:
+            following = mse_loss(output.logits.float(), t_logits)
+        else:
+            following = losses.ce_loss(output.logits, t_logits, self.temperature).mean()
+        loss = (1 - self.alpha) * output.loss + self.alpha * following
+        return (loss, output) if return_outputs else loss
