@@ -1,9 +1,10 @@
 """Fine-tuning a pre-trained model on a task, by the Trainer of `transformers`: settings, encoding, prediction."""
 
+import argparse
 import functools
 import inspect
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from grouped_batch_sampler import GROUP_WIDTH
 from models.families import DROPOUT, FAMILIES, max_length
 from models.loading import load_weights, read_config, some
-from utils import InputError, RunError, progress_bar
+from utils import InputError, RunError, integer, progress_bar, real
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,25 @@ class Settings:
     warmup_prop: float = 0.1
     weight_decay: float = 0.01
     dropout: float = 0.1  # whatever the model was trained with
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Settings":
+        """Those of `add_settings_flags`."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+
+def add_settings_flags(group) -> None:
+    """A flag for each of the Settings, on a group of a parser's flags."""
+    group.add_argument("--n_epoch", type=integer(1, 1000), default=Settings.n_epoch, help="(%(default)s)")
+    group.add_argument(
+        "--learning_rate", type=real(0, 1, low_allowed=False), default=Settings.learning_rate, help="peak (%(default)s)"
+    )
+    group.add_argument("--batch_size", type=integer(1, 1 << 20), default=Settings.batch_size, help="(%(default)s)")
+    group.add_argument("--warmup_prop", type=real(0, 1), default=Settings.warmup_prop, help="(%(default)s)")
+    group.add_argument("--weight_decay", type=real(0, 1), default=Settings.weight_decay, help="(%(default)s)")
+    group.add_argument(
+        "--dropout", type=real(0, 1), default=Settings.dropout, help="whatever the model has (%(default)s)"
+    )
 
 
 def load_for(

@@ -210,10 +210,12 @@ def _metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, fl
     import torch
     from torchmetrics.functional import classification, regression
 
+    n_labels = len(task.labels)
     functions = {
         "accuracy": lambda a, b: (a == b).double().mean(),
         "f1": classification.binary_f1_score,
-        "matthews": classification.binary_matthews_corrcoef,
+        "macro_f1": lambda a, b: classification.multiclass_f1_score(a, b, n_labels, average="macro"),
+        "matthews": lambda a, b: classification.multiclass_matthews_corrcoef(a, b, n_labels),
         "pearson": regression.pearson_corrcoef,
         "spearman": regression.spearman_corrcoef,
     }

@@ -6,8 +6,10 @@ teacher's (Jiao et al., 2020, arXiv 1909.10351). Both are Trainers with another 
 Dimensions: bs texts, padded to seq_length; n_tokens of them real; dim.
 """
 
-from dataclasses import dataclass, replace
+import argparse
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 from transformers import PreTrainedModel, Trainer
@@ -17,6 +19,50 @@ from evaluation.fine_tuning import FineTuner, encode, longest, taken_by
 from models.student import followed_layers
 from training import losses
 from utils import InputError, integer, real
+
+
+def check_shared_vocabulary(teacher: str, teachers_tokenizer, student: str, students_tokenizer) -> None:
+    """Raises InputError unless the models read the same tokens."""
+    if describe_tokenizer(teachers_tokenizer)["vocab_hash"] != describe_tokenizer(students_tokenizer)["vocab_hash"]:
+        raise InputError(f"{teacher} does not share the vocabulary of {student}.")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a student learns a task from a teacher.
+
+    Attributes:
+        layer_epochs, layer_rate: of following the hidden states; the predictions have the settings of the tuner.
+        alpha_ce: weight of following the teacher's predictions; the labels have the rest.
+        temperature: of both softmaxes.
+    """
+
+    layer_epochs: int = 2
+    layer_rate: float = 1e-4
+    alpha_ce: float = 0.5
+    temperature: float = 2.0
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Distillation":
+        """That of `add_distillation_flags`."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+
+def add_distillation_flags(group) -> None:
+    """A flag for each number of a Distillation, on a group of a parser's flags."""
+    group.add_argument(
+        "--alpha_ce",
+        type=real(0, 1),
+        default=Distillation.alpha_ce,
+        help="weight of following the teacher's predictions; the labels have the rest (%(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=real(0.01, 1000),
+        default=Distillation.temperature,
+        help="of both softmaxes then (%(default)s)",
+    )
+    add_layer_flags(group, Distillation.layer_epochs)
 
 
 def add_layer_flags(group, n_epoch: int) -> None:
@@ -35,28 +81,6 @@ def add_layer_flags(group, n_epoch: int) -> None:
     )
 
 
-def check_shared_vocabulary(teacher: str, teachers_tokenizer, student: str, students_tokenizer) -> None:
-    """Raises InputError unless the models read the same tokens."""
-    if describe_tokenizer(teachers_tokenizer)["vocab_hash"] != describe_tokenizer(students_tokenizer)["vocab_hash"]:
-        raise InputError(f"{teacher} does not share the vocabulary of {student}.")
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """How a student learns a task from a teacher.
-
-    Attributes:
-        layer_epochs, layer_rate: of following the hidden states; the predictions have the settings of the tuner.
-        alpha: weight of following the teacher's predictions; the labels have the rest.
-        temperature: of both softmaxes.
-    """
-
-    layer_epochs: int = 2
-    layer_rate: float = 1e-4
-    alpha: float = 0.5
-    temperature: float = 2.0
-
-
 def distil(
     tuner: FineTuner, teacher: PreTrainedModel, texts: list[tuple[str, ...]], labels: list, length: int, title: str,
     how: Distillation,
@@ -66,7 +90,7 @@ def distil(
     Args:
         teacher: fine-tuned on the task.
         texts: one or two for each example.
-        labels: the index of the right label, or the score, of each example.
+        labels: the index of the right label, or the score, of each example; None: what the teacher says.
         length: tokens of an example that are read at most.
         title: what the progress bars say.
     """
@@ -79,8 +103,10 @@ def distil(
         follow_layers(tuner, teacher, both, f"{title}, layers", how.layer_epochs, how.layer_rate)
     asked = FineTuner(teacher, tuner.tokenizer, tuner.settings, 0, torch.float32, tuner.use_cpu)
     t_logits = asked.predict(t_features).tolist()
+    guesses = [t[0] if len(t) == 1 else int(np.argmax(t)) for t in t_logits]
+    labels = [guess if label is None else label for label, guess in zip(labels, guesses, strict=True)]
     features = [{**s, "labels": label, "t_logits": t} for s, label, t in zip(s_features, labels, t_logits, strict=True)]
-    tuner.train(features, title, trainer_class=TaughtTrainer, alpha=how.alpha, temperature=how.temperature)
+    tuner.train(features, title, trainer_class=TaughtTrainer, alpha=how.alpha_ce, temperature=how.temperature)
 
 
 def follow_layers(

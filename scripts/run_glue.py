@@ -30,15 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation import scores
-from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
+from evaluation.fine_tuning import FineTuner, Settings, add_settings_flags, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
-from evaluation.task_distillation import Distillation, add_layer_flags, check_shared_vocabulary, distil
+from evaluation.task_distillation import Distillation, add_distillation_flags, check_shared_vocabulary, distil
 from files.atomic import atomic_folder
 from files.paths import check_output_file, check_output_folder
 from training.checkpoint import fingerprint
 from training.distributed import add_precision_flags, choose_dtype, single_process
-from utils import InputError, integer, logger, path, real
+from utils import InputError, integer, logger, path
 
 HIDDEN_STATES = "STS-B, hidden states"  # the task of --hidden_states
 NONE = "none"
@@ -65,30 +65,14 @@ def make_parser() -> argparse.ArgumentParser:
         default=[1, 2, 3],
         help="of the head's first weights, order and dropout; the median counts (1 2 3)",
     )
-    group.add_argument("--n_epoch", type=integer(1, 1000), default=Settings.n_epoch, help="(%(default)s)")
-    group.add_argument(
-        "--learning_rate", type=real(0, 1, low_allowed=False), default=Settings.learning_rate, help="peak (%(default)s)"
-    )
-    group.add_argument("--batch_size", type=integer(1, 1 << 20), default=Settings.batch_size, help="(%(default)s)")
-    group.add_argument("--warmup_prop", type=real(0, 1), default=Settings.warmup_prop, help="(%(default)s)")
-    group.add_argument("--weight_decay", type=real(0, 1), default=Settings.weight_decay, help="(%(default)s)")
-    group.add_argument(
-        "--dropout", type=real(0, 1), default=Settings.dropout, help="whatever the models have (%(default)s)"
-    )
+    add_settings_flags(group)
     group.add_argument(
         "--distil",
         action="store_true",
         help="also let the other models follow the first one, which --save_models keeps as fine-tuned on the same task "
         "with the same seed",
     )
-    group.add_argument(
-        "--alpha_ce",
-        type=real(0, 1),
-        default=0.5,
-        help="weight of following it; the labels have the rest (%(default)s)",
-    )
-    group.add_argument("--temperature", type=real(0.01, 1000), default=2.0, help="of both softmaxes then (%(default)s)")
-    add_layer_flags(group, Distillation.layer_epochs)
+    add_distillation_flags(group)
     group.add_argument(
         "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
     )
@@ -113,7 +97,7 @@ def fine_tune_and_score(
     """
     task, seed = TASKS[record["task"]], record["seed"]
     utils.set_seed(seed)  # the head is drawn from this
-    settings = settings_of(args)
+    settings = Settings.of(args)
     model = load_for(
         AutoModelForSequenceClassification, name, tokenizer, settings.dropout, num_labels=len(task.labels) or 1
     )
@@ -123,7 +107,7 @@ def fine_tune_and_score(
     tuner = FineTuner(model, tokenizer, settings, seed, dtype, use_cpu=device.type == "cpu")
     title = f"{record['model']}, {task.name}, seed {seed}"
     if teacher:
-        distil(tuner, load_teacher(teacher, name, tokenizer), texts, labels, length, title, distillation_of(args))
+        distil(tuner, load_teacher(teacher, name, tokenizer), texts, labels, length, title, Distillation.of(args))
     else:
         features = encode(tokenizer, model, texts, length)
         tuner.train([feature | {"labels": label} for feature, label in zip(features, labels, strict=True)], title)
@@ -148,16 +132,6 @@ def load_teacher(folder: Path, student: str, students_tokenizer) -> PreTrainedMo
     return model
 
 
-def distillation_of(args: argparse.Namespace) -> Distillation:
-    return Distillation(args.layer_epochs, args.layer_rate, args.alpha_ce, args.temperature)
-
-
-def settings_of(args: argparse.Namespace) -> Settings:
-    return Settings(
-        args.n_epoch, args.learning_rate, args.batch_size, args.warmup_prop, args.weight_decay, args.dropout
-    )
-
-
 def taught(name: str) -> str:
     """The name of a model that was fine-tuned with the help of another one."""
     return f"{Path(name).name}-taught"
@@ -170,7 +144,7 @@ def kept_at(args: argparse.Namespace, name: str, task: str, seed: int) -> Path:
 
 def conditions(args: argparse.Namespace, task: Task, dtype: torch.dtype) -> dict:
     """The conditions under which two scores of one model and seed are the same."""
-    return asdict(settings_of(args)) | {
+    return asdict(Settings.of(args)) | {
         "max_length": args.max_length or task.max_length,
         "max_train_examples": args.max_train_examples,
         "dtype": str(dtype).removeprefix("torch."),

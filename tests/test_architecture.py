@@ -12,8 +12,8 @@ from workspace import ROOT
 ORDER = (
     "train",
     "distiller",
-    "evaluation: breakdown layer_choice sentence_encoder sentence_similarity squad task_distillation fine_tuning "
-    "scores glue held_out",
+    "evaluation: own_task breakdown layer_choice sentence_encoder sentence_similarity squad task_distillation "
+    "fine_tuning scores glue held_out",
     "training: configurations dry_run meter optimization objective batches masking relation_loss losses run_folder "
     "checkpoint flags recipe model_card metrics_files distributed stop_signal",
     "lm_seqs_dataset",
