@@ -76,7 +76,7 @@ student more_text students/chosen_blend_no_mlm "${focused[@]}" "${blend[@]}" --a
 student chosen chosen
 student both chosen --alpha_relation 1
 # Two of them also with the help of the fine-tuned teacher.
-python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{chosen_blend_no_mlm,more_text} "${tasks[@]}" --distil \
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{chosen_blend_no_mlm,more_text} "${tasks[@]}" --distil --layer_epochs 0 \
     --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > "$folder/taught.md"
 python scripts/run_glue.py --models "$folder/teacher" \
     "$folder"/students/{all,focused,encoder,blend,chosen_blend,chosen_blend_no_mlm,more_text,relation,chosen,both} \

@@ -28,6 +28,7 @@ LOSSES = {
     "labels": {"alpha_ce": 0.0, "alpha_cos": 0.0},
     "cos": {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_clm": 0.0},
     "relation": {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_clm": 0.0, "alpha_cos": 0.0, "alpha_relation": 1.0},
+    "layers": {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_clm": 0.0, "alpha_cos": 0.0, "alpha_layers": 1.0},
 }
 
 

@@ -173,3 +173,12 @@ def test_a_port_that_is_taken_is_told(tmp_path, flags):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert f"error: the processes could not find each other at 127.0.0.1:{places['MASTER_PORT']} (" in result.stderr
+
+
+def test_deterministic_kernels_are_asked_for(tmp_path, flags):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch, train\nassert train.main() == 0\nassert torch.are_deterministic_algorithms_enabled()"
+    )
+    result = run_script(script, *flags, "--deterministic", "--gradient_accumulation_steps", 60, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr

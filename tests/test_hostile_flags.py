@@ -35,6 +35,7 @@ MEASURING = {  # what scripts do for long once their flags are known to be right
     "ablation": {"train.main": 0, "table": ""},
     "report": {"make_page": ""},
     "run_glue": {"fine_tune_and_score": {"score": 0.0}},
+    "distil_task": {"Trainings.teacher": "", "Trainings.student": "", "answers_of": {}, "write_differences": None},
     "benchmark_training": {"run_case": None},
     "benchmark_gpu": {"run_parts": []},
     "benchmark_kernels": dict.fromkeys(["ceilings", "vocabulary", "attention"], ()),
@@ -95,6 +96,7 @@ def right_flags(workspace, tmp_path_factory):
     for task in ("CoLA", "STS-B"):
         write_task(folder / "glue", task)
     write_squad(folder / "dev.json", 3)
+    (folder / "task.csv").write_text("text,label\n" + "the cat,a\nthe dog,b\n" * 2)
     flags = {
         "train": ["--dump_path", run, "--force", "--data_file", data, "--token_counts", workspace / "counts.pickle",
                   "--teacher_name", name, "--n_gpu", 0, "--gradient_accumulation_steps", 1, "--n_epoch", 1],
@@ -118,6 +120,8 @@ def right_flags(workspace, tmp_path_factory):
                                      "--max_query_length", 12],
         "run_glue": ["--models", name, run, "--data_dir", folder / "glue", "--tasks", "CoLA", "--seeds", 1,
                      "--n_gpu", 0, "--output", out / "glue.jsonl", "--max_train_examples", 4, "--n_epoch", 1],
+        "distil_task": ["--train_file", folder / "task.csv", "--dev_file", folder / "task.csv", "--teacher", name,
+                        "--student", run, "--output_dir", out / "task", "--n_gpu", 0],
         "fill_mask": ["--models", name, "--text", "the [MASK]", "--top", 2],
         "corpus_doctor": ["--data_file", data, "--tokenizer_name", name, "--n_examples", 1],
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
@@ -177,6 +181,7 @@ def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
     module = importlib.import_module(script)
     monkeypatch.setattr(distiller.Distiller, "train", one_step)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # would take most of the time
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)  # would last
     for name, result in MEASURING.get(script, {}).items():
         owner, _, name = name.rpartition(".")
         monkeypatch.setattr(getattr(module, owner) if owner else module, name, lambda *_, result=result: result)
