@@ -33,7 +33,14 @@ from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
 from models.families import family_of
 from models.language_model import LanguageModel, freeze
-from models.loading import count_parameters, load_config, load_language_model, load_with_or_without_head, some
+from models.loading import (
+    count_parameters,
+    load_config,
+    load_language_model,
+    load_with_or_without_head,
+    some,
+    tokenizer_for,
+)
 from models.memory import check_memory
 from models.student import build_student
 from models.trimming import trim_config, trim_model
@@ -251,7 +258,8 @@ def run(args: argparse.Namespace, world: World) -> int:
     folder = None
     if world.is_master and not args.dry_run:
         more = sentence_transformers_files(args.teacher_name, student.dim) if recipe.encoder_only else None
-        folder = run_folder.RunFolder(args.dump_path, parameters, tokenizer, args.keep_checkpoints, more)
+        saved = tokenizer_for(student_cfg, tokenizer)
+        folder = run_folder.RunFolder(args.dump_path, parameters, saved, args.keep_checkpoints, more)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)
     log_small_steps(distiller)
     return estimate(distiller, args) if args.dry_run else train(distiller, state, args.dump_path)

@@ -73,12 +73,6 @@ def _damaged(path: str, reason: str) -> InputError:
     return InputError(f"{path} is damaged or cut short ({reason.rstrip('.')}); copy it again.")
 
 
-def read_lines(path: str | Path) -> Iterator[bytes]:
-    """The raw lines of a file."""
-    with open_text(str(path)) as (text, _):
-        yield from text
-
-
 # --------------------------------------------------------------------------------------------------------------- shards
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from files.json_reader import read_json
-from models.families import family_of
+from models.families import FAMILIES, family_of, max_length
 from models.memory import check_memory
 from utils import InputError, quiet_transformers, reason_of, why_not_loaded
 
@@ -149,6 +149,22 @@ def _damage(folder: str) -> str | None:
         except Exception as error:  # as above
             return f"{file.name} is not a file of weights, or is cut short ({reason_of(error)}); copy it again"
     return None
+
+
+def save_model(model: PreTrainedModel, tokenizer, folder: Path) -> None:
+    """Writes both into a folder for `from_pretrained`."""
+    model.save_pretrained(folder)
+    tokenizer_for(model.config, tokenizer).save_pretrained(folder)
+
+
+def tokenizer_for(config: PretrainedConfig, tokenizer):
+    """A copy to save beside a model: it cuts texts to what the model can take, and does not say where it was loaded."""
+    saved = copy.deepcopy(tokenizer)
+    if config.model_type in FAMILIES:
+        saved.model_max_length = min(saved.model_max_length, max_length(config))
+    for trace in ("is_local", "local_files_only"):
+        saved.init_kwargs.pop(trace, None)
+    return saved
 
 
 def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:

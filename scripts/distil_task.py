@@ -41,7 +41,7 @@ from evaluation.task_distillation import Distillation, add_distillation_flags, c
 from files.atomic import atomic_folder, atomic_write, write_json
 from files.json_reader import read_json
 from files.paths import check_output_folder
-from models.loading import read_config
+from models.loading import read_config, save_model
 from training.distributed import add_precision_flags, choose_dtype, single_process
 from utils import InputError, integer, logger, path
 
@@ -145,8 +145,7 @@ class Trainings:
     @staticmethod
     def _save(tuner: FineTuner, folder: Path) -> None:
         with atomic_folder(folder) as temporary:
-            tuner.model.save_pretrained(temporary)
-            tuner.tokenizer.save_pretrained(temporary)
+            save_model(tuner.model, tuner.tokenizer, temporary)
 
 
 def is_fine_tuned(name: str, task: Task) -> bool:

@@ -2,9 +2,10 @@
 
     python scripts/export_onnx.py --model serialization_dir/my_first_training
 
-leaves `onnx/model.onnx` and `onnx/model_int8.onnx` in the model's folder (for a hub name, name --output_dir) and says
-how far their outputs are from PyTorch's. The model keeps the head that its folder has: for masked words, a task
-(scripts/run_glue.py --save_models), or answers (scripts/run_squad_w_distillation.py). Batch and length are free.
+leaves `onnx/model.onnx` and `onnx/model_quantized.onnx` (the names that Transformers.js looks for) in the model's
+folder (for a hub name, name --output_dir) and says how far their outputs are from PyTorch's. The model keeps the head
+that its folder has: for masked words, a task (scripts/run_glue.py --save_models), or answers
+(scripts/run_squad_w_distillation.py). Batch and length are free.
 
 Needs `pip install onnx onnxscript onnxruntime`.
 """
@@ -30,7 +31,7 @@ from files.paths import check_output_folder
 from models.loading import load_config
 from utils import InputError, logger, path, reason_of
 
-FLOAT32, INT8 = "model.onnx", "model_int8.onnx"
+FLOAT32, INT8 = "model.onnx", "model_quantized.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TEXTS = [("A model is exported, and then it is asked the same questions as before.",), ("Short.",), ("It answers.",)]
 

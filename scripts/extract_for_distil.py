@@ -36,7 +36,7 @@ from files.atomic import atomic_folder, atomic_write, write_json
 from files.paths import check_new_folder, check_output_file
 from models.families import FAMILIES, family_of, max_length
 from models.language_model import LanguageModel
-from models.loading import load_with_or_without_head
+from models.loading import load_with_or_without_head, save_model
 from models.student import build_student, extract, usual_layers
 from training.distributed import add_precision_flags, choose_dtype, single_process
 from utils import InputError, integer, logger, path
@@ -182,8 +182,7 @@ def main(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if args.save_model:
         with atomic_folder(Path(args.save_model)) as folder:
-            student.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_model(student, tokenizer, folder)
         logger.info("%s: the same for from_pretrained", args.save_model)
 
 

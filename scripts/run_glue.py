@@ -36,6 +36,7 @@ from evaluation.sentence_similarity import similarity_scores
 from evaluation.task_distillation import Distillation, add_distillation_flags, check_shared_vocabulary, distil
 from files.atomic import atomic_folder
 from files.paths import check_output_file, check_output_folder
+from models.loading import save_model
 from training.checkpoint import fingerprint
 from training.distributed import add_precision_flags, choose_dtype, single_process
 from utils import InputError, integer, logger, path
@@ -115,8 +116,7 @@ def fine_tune_and_score(
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
         with atomic_folder(kept_at(args, record["model"], task.name, seed)) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            save_model(model, tokenizer, temporary)
             scores.append(temporary / SCORE, record | {"metrics": metrics})
     return metrics
 

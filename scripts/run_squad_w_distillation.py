@@ -35,6 +35,7 @@ from evaluation.task_distillation import add_layer_flags, check_shared_vocabular
 from files.atomic import replacing_files, write_json
 from files.paths import check_output_folder
 from models.families import FAMILIES, max_length
+from models.loading import save_model
 from training import losses
 from training.distributed import add_precision_flags, choose_dtype, single_process
 from utils import InputError, integer, logger, path, real
@@ -230,8 +231,7 @@ def main(args: argparse.Namespace) -> None:
     if to_train:
         train(args, to_train, tuner, tokenizer, device)
         with replacing_files(folder) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            save_model(model, tokenizer, temporary)
     if to_answer:
         metrics, answers = predict(args, to_answer, tuner, tokenizer)
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from corpus.vocabulary_trimming import Kept, choose_tokens, trim
 from files.atomic import atomic_folder, write_json
 from files.paths import check_new_folder
 from models.language_model import LanguageModel
-from models.loading import load_with_or_without_head
+from models.loading import load_with_or_without_head, save_model
 from models.trimming import trim_model
 from utils import InputError, RunError, integer, logger, path
 
@@ -89,8 +89,7 @@ def main(args: argparse.Namespace) -> None:
                          f"{model.config.vocab_size}.")  # fmt: skip
     trimmed = trim_model(model, ids)
     with atomic_folder(target) as folder:
-        (LanguageModel(trimmed).encoder if without_head else trimmed).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(LanguageModel(trimmed).encoder if without_head else trimmed, tokenizer, folder)
         write_json(folder / "tokenizer.json", after)
         kept.save(folder)
         check_tokenizer(folder, tokenizer, vocab, ids)

@@ -23,7 +23,7 @@ def test_a_distilled_model_answers_as_in_pytorch(student, capsys):
     run(export_onnx, "--model", student)
     out = capsys.readouterr().out
     assert "onnx/model.onnx" in out
-    assert "onnx/model_int8.onnx" in out
+    assert "onnx/model_quantized.onnx" in out
     tokenizer, model = load_tokenizer(student), export_onnx.load_with_its_head(str(student), None)
     for texts in (TEXTS, TEXTS[:1], TEXTS[:2] * 4):
         batch = encode_batch(tokenizer, model, texts)

@@ -1,12 +1,15 @@
 """A model taken apart is the same model."""
 
+import json
+
 import pytest
 import torch
 from small_models import SMALL
+from transformers import BertConfig
 
 from models.families import ROBERTA, family_of, max_length
 from models.language_model import LanguageModel, freeze
-from models.loading import auto_class
+from models.loading import auto_class, tokenizer_for
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -71,3 +74,11 @@ def test_a_teacher_in_half_precision_says_what_autocast_says(name):
     assert torch.equal(*found)
     assert parts.projection.weight.dtype == torch.float32
     assert sum(p.dtype == torch.bfloat16 for p in parts.parameters()) > 4 * 4
+
+
+@pytest.mark.parametrize("longest, expected", [(20, 20), (512, 64)])
+def test_a_saved_tokenizer_cuts_texts_to_what_the_model_can_take(tokenizer, tmp_path, longest, expected):
+    tokenizer_for(BertConfig(max_position_embeddings=longest), tokenizer).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert saved["model_max_length"] == expected and not {"is_local", "local_files_only"} & set(saved)
+    assert tokenizer.model_max_length == 64

@@ -59,6 +59,10 @@ def make_evaluation_sets(folder):
     """Small files in the formats of GLUE and SQuAD."""
     for task in ("CoLA", "STS-B", "RTE"):
         write_task(folder / "glue", task)
+    (folder / "my_task").mkdir()
+    for name in ("train", "dev"):
+        rows = ["text\tlabel", *("the cat sees the garden\tgood", "a dog follows the road\tbad") * 8]
+        (folder / "my_task" / f"{name}.tsv").write_text("\n".join(rows))
     (folder / "squad").mkdir()
     for name in ("train", "dev"):
         write_squad(folder / "squad" / f"{name}-v1.1.json", 12)

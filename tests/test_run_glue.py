@@ -123,6 +123,9 @@ def test_fine_tuned_models_can_be_kept(tmp_path, workspace, student, glue):
     run(run_glue, *flags, "--tasks", "CoLA", "--seeds", 1, "--n_epoch", 1, "--save_models", tmp_path / "kept")
     classify = pipeline("text-classification", str(tmp_path / "kept" / "student-CoLA-1"))
     assert classify("the cat sees the garden")[0]["label"] in ("LABEL_0", "LABEL_1")
+    for folder in (student, tmp_path / "kept" / "student-CoLA-1"):
+        saved = json.loads((folder / "tokenizer_config.json").read_text())
+        assert not {"is_local", "local_files_only"} & set(saved)
 
 
 def test_a_model_that_was_kept_under_other_settings_is_not_taken(tmp_path, workspace, student, glue):
