@@ -20,7 +20,7 @@ ORDER = (
     "corpus: vocabulary_trimming overlap statistics token_counts files tokenization documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: trimming student flops loading memory language_model families",
+    "models: as_bert trimming student flops loading memory language_model families",
     "files: json_reader plain_pickle paths atomic",
     "utils",
 )

@@ -122,6 +122,7 @@ def right_flags(workspace, tmp_path_factory):
                      "--n_gpu", 0, "--output", out / "glue.jsonl", "--max_train_examples", 4, "--n_epoch", 1],
         "distil_task": ["--train_file", folder / "task.csv", "--dev_file", folder / "task.csv", "--teacher", name,
                         "--student", run, "--output_dir", out / "task", "--n_gpu", 0],
+        "to_bert": ["--model", run, "--output_dir", out / "bert"],
         "fill_mask": ["--models", name, "--text", "the [MASK]", "--top", 2],
         "corpus_doctor": ["--data_file", data, "--tokenizer_name", name, "--n_examples", 1],
         "plot_losses": ["--runs", run, "--output", out / "losses.png"],
