@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     parser.add_argument("--model", type=path, required=True, help="hub name or folder, as a dump_path")
     parser.add_argument("--tokenizer_name", type=path, help="default: the model's")
+    parser.add_argument("--encoder", action="store_true", help="leave out the head: last hidden states, for embeddings")
     parser.add_argument("--output_dir", type=path, help="default: the folder onnx in that of the model")
     return parser
 
@@ -56,8 +58,6 @@ def require_packages() -> None:
 
 def load_with_its_head(name: str, tokenizer) -> torch.nn.Module:
     """The model with the head that its configuration names; float32, ready to be asked."""
-    import transformers
-
     architectures = load_config(name).architectures or []
     auto_class = getattr(transformers, architectures[0], None) if architectures else transformers.AutoModel
     if auto_class is None:
@@ -205,7 +205,10 @@ def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir or Path(args.model) / "onnx")
     check_output_folder(folder, "--output_dir")
     tokenizer = load_tokenizer(args.tokenizer_name or args.model)
-    model = load_with_its_head(args.model, tokenizer)
+    if args.encoder:
+        model = load_for(transformers.AutoModel, args.model, tokenizer).eval()
+    else:
+        model = load_with_its_head(args.model, tokenizer)
     logger.info("exporting %s (%s)", args.model, type(model).__name__)
     for line in export_and_compare(model, tokenizer, folder):
         print(line)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from export_onnx import FLOAT32, INT8, OnnxModel, deviation, encode_batch
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 from workspace import load_tokenizer, run
 
 from utils import InputError
@@ -55,6 +55,18 @@ def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student):
         attended = batch["attention_mask"].bool() if expected.shape[1] > 2 else torch.ones_like(expected, dtype=bool)
         output = OnnxModel(folder / "files" / FLOAT32)(batch)
         np.testing.assert_allclose(output[attended.numpy()], expected[attended].numpy(), atol=1e-4)
+
+
+def test_an_encoder_gives_hidden_states(tmp_path, student):
+    run(export_onnx, "--model", student, "--encoder", "--output_dir", tmp_path)
+    model = AutoModel.from_pretrained(student, dtype=torch.float32).eval()
+    batch = encode_batch(load_tokenizer(student), model, TEXTS)
+    with torch.no_grad():
+        expected = model(**batch).last_hidden_state
+    exported = OnnxModel(tmp_path / FLOAT32)
+    assert [output.name for output in exported.session.get_outputs()] == ["last_hidden_state"]
+    attended = batch["attention_mask"].bool()
+    np.testing.assert_allclose(exported(batch)[attended.numpy()], expected[attended].numpy(), atol=1e-4)
 
 
 def test_a_damaged_file_is_named(tmp_path):
