@@ -31,6 +31,7 @@ ODD_NAMES = ["", " ", "..", "/dev/null", "/dev/zero", "/proc/self/mem", "-", "["
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip
 MEASURING = {  # what scripts do for long once their flags are known to be right, and what they then take for done
     "export_onnx": {"export_and_compare": []},
+    "demo": {"add_model": {"task": ""}, "add_library": None},
     "extract_for_distil": {"one_by_one": [0, 1]},
     "ablation": {"train.main": 0, "table": ""},
     "report": {"make_page": ""},
@@ -122,6 +123,7 @@ def right_flags(workspace, tmp_path_factory):
                      "--n_gpu", 0, "--output", out / "glue.jsonl", "--max_train_examples", 4, "--n_epoch", 1],
         "distil_task": ["--train_file", folder / "task.csv", "--dev_file", folder / "task.csv", "--teacher", name,
                         "--student", run, "--output_dir", out / "task", "--n_gpu", 0],
+        "demo": ["--models", run, "--output_dir", out / "demo", "--cdn"],
         "to_bert": ["--model", run, "--output_dir", out / "bert"],
         "fill_mask": ["--models", name, "--text", "the [MASK]", "--top", 2],
         "corpus_doctor": ["--data_file", data, "--tokenizer_name", name, "--n_examples", 1],
