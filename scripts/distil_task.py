@@ -21,6 +21,7 @@ import csv
 import statistics
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ from models.loading import read_config, save_model
 from training.distributed import add_precision_flags, choose_dtype, single_process
 from utils import InputError, integer, logger, path
 
-CONDITIONS = "conditions.json"  # in --output_dir: the flags that its models were made with
+CONDITIONS = "conditions.json"  # in --output_dir: what its models were made with
 TIMED = 100  # texts
 
 
@@ -82,18 +83,19 @@ def read_files(args: argparse.Namespace) -> tuple[Task, list[Example], list[Exam
     return task, train, dev, unlabelled
 
 
-def check_conditions(args: argparse.Namespace, folder: Path) -> None:
-    """Notes the flags in the folder. Raises InputError if what it holds was made with others."""
-    flags = {name: value for name, value in vars(args).items() if name not in ("command", "n_gpu")}
+def check_conditions(args: argparse.Namespace, folder: Path, examples: tuple) -> None:
+    """Notes in the folder what its models are made with. Raises InputError if that was something else."""
+    conditions = {f"--{name}": value for name, value in vars(args).items() if name not in ("command", "n_gpu")}
+    conditions["contents of the files"] = zlib.crc32(repr(examples).encode(errors="surrogatepass"))
     file = folder / CONDITIONS
     if file.exists():
         known = read_json(file, {...: object}, "give another --output_dir")
-        if changed := [name for name in flags if known.get(name) != flags[name]]:
-            raise InputError(f"--output_dir {folder} was made with another --{changed[0]}; give another folder.")
+        if changed := [name for name in conditions if known.get(name) != conditions[name]]:
+            raise InputError(f"--output_dir {folder} was made with other {changed[0]}; give another folder.")
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"--output_dir {folder} is not empty, and not of this script; give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, flags)
+    write_json(file, conditions)
 
 
 # ---------------------------------------------------------------------------------------------------------- the models
@@ -244,8 +246,8 @@ def main(args: argparse.Namespace) -> None:
     check_output_folder(folder, "--output_dir")
     task, train, dev, unlabelled = read_files(args)
     check_shared_vocabulary(args.teacher, load_tokenizer(args.teacher), args.student, load_tokenizer(args.student))
-    check_conditions(args, folder)
     trainings = Trainings(args, task)
+    check_conditions(args, folder, (train, dev, unlabelled))
     teacher = trainings.teacher(train)
     student = trainings.student(teacher, train, unlabelled)
     answers = answers_of({"teacher": teacher, "student": student}, [example.texts for example in dev], args.max_length)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Passes all the tests, in an environment of its own that it makes if need be: bash scripts/test.sh [pytest's flags]
+# Passes all the tests, in an environment of its own that it makes if need be: test.sh [--clients] [flags of pytest]
 set -euo pipefail
 more_requirements=tests/requirements.txt
 source "$(dirname "$0")/environment.sh"
@@ -7,6 +7,14 @@ source "$(dirname "$0")/environment.sh"
 say "Checking the style"
 python -m ruff check --no-cache .
 python -m ruff format --no-cache --check .
+if [ "${1:-}" = --clients ]; then # those that hold models against other software, which is fetched from npm
+    shift
+    say "Installing Transformers.js into work/clients"
+    version=$(sed -n 's/.*VERSION = .*"\([0-9.]*\)".*/\1/p' scripts/demo.py)
+    npm install --silent --no-audit --no-fund --ignore-scripts --prefix work/clients \
+        "@huggingface/transformers@$version" playwright-core@1
+    set -- tests/clients "$@"
+fi
 say "Running the tests"
 # More than there are cores: some tests wait for processes that they have started.
 python -m pytest --numprocesses "$(python -c 'import os; print(min(4, os.cpu_count() + 2))')" "$@"

@@ -88,7 +88,7 @@ def test_what_was_finished_is_not_done_again(flags, tmp_path, monkeypatch, capsy
     run(distil_task, *flags)
     assert len(trained) == 5
     run(distil_task, *flags, "--seed", 2, expect=2)
-    assert "was made with another --seed; give another folder" in capsys.readouterr().err
+    assert "was made with other --seed; give another folder" in capsys.readouterr().err
 
 
 def test_a_fine_tuned_teacher_is_taken_as_it_is(flags, tmp_path, without_onnx):
