@@ -32,7 +32,7 @@ from files.paths import check_output_folder
 from models.loading import load_config
 from utils import InputError, logger, path, reason_of
 
-FLOAT32, INT8 = "model.onnx", "model_quantized.onnx"
+FLOAT32, INT8, FLOAT16 = "model.onnx", "model_quantized.onnx", "model_fp16.onnx"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TEXTS = [("A model is exported, and then it is asked the same questions as before.",), ("Short.",), ("It answers.",)]
 
@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=path, required=True, help="hub name or folder, as a dump_path")
     parser.add_argument("--tokenizer_name", type=path, help="default: the model's")
     parser.add_argument("--encoder", action="store_true", help="leave out the head: last hidden states, for embeddings")
+    parser.add_argument("--fp16", action="store_true", help=f"also {FLOAT16}, for GPUs and WebGPU")
     parser.add_argument("--output_dir", type=path, help="default: the folder onnx in that of the model")
     return parser
 
@@ -96,8 +97,8 @@ def first_of(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
-    """Writes FLOAT32 and INT8 to `folder`; each appears whole or not at all."""
+def export(model: torch.nn.Module, tokenizer, folder: Path, fp16: bool = False) -> None:
+    """Writes FLOAT32, INT8 and, if wanted, FLOAT16 to `folder`; each appears whole or not at all."""
     batch = encode_batch(tokenizer, model, TEXTS[:2])
     module = FirstOutputs(model).eval()
     with torch.no_grad():
@@ -119,6 +120,18 @@ def export(model: torch.nn.Module, tokenizer, folder: Path) -> None:
             verbose=False,
         )
         quantize(plain, temporary / INT8)
+        if fp16:
+            halve(plain, temporary / FLOAT16)
+
+
+def halve(plain: Path, halved: Path) -> None:
+    """All in float16, but for what goes in and comes out."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(plain)
+    del model.graph.value_info[:]  # types of weights among them, which the conversion changes
+    onnx.save(convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True), halved)
 
 
 def quantize(plain: Path, quantized: Path) -> None:
@@ -182,14 +195,14 @@ def deviation(output: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(np.mean((output - expected) ** 2)) / expected.std())
 
 
-def export_and_compare(model: torch.nn.Module, tokenizer, folder: Path) -> Iterator[str]:
+def export_and_compare(model: torch.nn.Module, tokenizer, folder: Path, fp16: bool) -> Iterator[str]:
     """A line for each file that was written, with its size and how far its outputs are from PyTorch's."""
-    export(model, tokenizer, folder)
+    export(model, tokenizer, folder, fp16)
     batch = encode_batch(tokenizer, model, TEXTS)
     with torch.no_grad():
         expected = first_of(FirstOutputs(model)(**batch)).numpy()
     attended = batch["attention_mask"].bool().numpy()
-    for name in (FLOAT32, INT8):
+    for name in (FLOAT32, INT8, *([FLOAT16] if fp16 else [])):
         output = OnnxModel(folder / name)(batch)
         chosen = attended if output.shape[:2] == attended.shape else ...  # one output for each token, or for each text
         apart = deviation(output[chosen], expected[chosen])
@@ -210,7 +223,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         model = load_with_its_head(args.model, tokenizer)
     logger.info("exporting %s (%s)", args.model, type(model).__name__)
-    for line in export_and_compare(model, tokenizer, folder):
+    for line in export_and_compare(model, tokenizer, folder, args.fp16):
         print(line)
 
 

@@ -6,7 +6,7 @@ import export_onnx
 import numpy as np
 import pytest
 import torch
-from export_onnx import FLOAT32, INT8, OnnxModel, deviation, encode_batch
+from export_onnx import FLOAT16, FLOAT32, INT8, OnnxModel, deviation, encode_batch
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 from workspace import load_tokenizer, run
 
@@ -46,7 +46,7 @@ def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student):
         folder = tmp_path / name.name
         auto_class.from_pretrained(name).save_pretrained(folder)
         AutoTokenizer.from_pretrained(name).save_pretrained(folder)
-        run(export_onnx, "--model", folder, "--output_dir", folder / "files")
+        run(export_onnx, "--model", folder, "--output_dir", folder / "files", "--fp16")
         model = auto_class.from_pretrained(folder, dtype=torch.float32).eval()
         batch = encode_batch(load_tokenizer(folder), model, TEXTS)
         with torch.no_grad():
@@ -55,6 +55,8 @@ def test_the_head_of_a_task_is_exported_with_it(tmp_path, workspace, student):
         attended = batch["attention_mask"].bool() if expected.shape[1] > 2 else torch.ones_like(expected, dtype=bool)
         output = OnnxModel(folder / "files" / FLOAT32)(batch)
         np.testing.assert_allclose(output[attended.numpy()], expected[attended].numpy(), atol=1e-4)
+        half = OnnxModel(folder / "files" / FLOAT16)(batch)
+        assert half.dtype == np.float32 and deviation(half[attended.numpy()], expected[attended].numpy()) < 0.01
 
 
 def test_an_encoder_gives_hidden_states(tmp_path, student):
