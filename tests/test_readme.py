@@ -27,6 +27,7 @@ SMALLER = {  # sizes that would take minutes
     "--choose_layers": "--choose_layers --n_sequences 5",
     "--tasks CoLA STS-B RTE": "--tasks CoLA --seeds 1",
     "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
+    "demo.py --models bert-base-uncased": "demo.py --cdn --models",
     "benchmark_inference.py": "benchmark_inference.py --forms float32 onnx --max_examples 4 --turns 1",
     "ablation.py": "ablation.py --rows all no_ce",
     "--kills 20": "--kills 2",
@@ -137,9 +138,11 @@ def test_every_flag_that_is_named_is_known():
     import train
 
     known = {option for action in train.make_parser()._actions for option in action.option_strings}
-    for script in [*(ROOT / "scripts").glob("*.py"), ROOT / "tests" / "kill_and_resume.py"]:
+    files = [*ROOT.glob("scripts/*.py"), *ROOT.glob("evaluation/*.py"), ROOT / "tests" / "kill_and_resume.py"]
+    for script in files:
         known |= set(re.findall(r'add(?:_argument)?\(\s*"(--\w+)"', script.read_text()))
     for command in RUNNABLE:  # flags of the launchers: the test above has run them
         if "torchrun" in command or "torch.distributed" in command:
             known |= set(re.findall(r" (--[\w-]+)", command.partition("train.py")[0]))
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", ALL)) <= known | {"--no", "--help"}
+    of_others = {"--no", "--help", "--clients", "--exclude", "--directory"}  # of test.sh, hf, and http.server
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", ALL)) <= known | of_others
