@@ -2,9 +2,9 @@
 is the run's `Distiller`.
 
 The time of the timed steps is scaled by tokens to the whole run. The first step, which chooses kernels and makes
-buffers, is not timed, nor on a GPU the next four, which find memory for micro-batches of many shapes. The largest
-micro-batch follows from the memory of two micro-batches of different size, made of the longest sequences; a tenth of
-the free memory is kept in reserve.
+buffers, is not timed, nor are the next four on a GPU, which find memory for micro-batches of many shapes, or with
+--compile. The largest micro-batch follows from the memory of two micro-batches of different size, made of the longest
+sequences; a tenth of the free memory is kept in reserve.
 """
 
 import math
@@ -22,7 +22,6 @@ from training.losses import usual_chunk
 from training.objective import loss_weights
 
 RESERVE = 0.1  # of the free memory
-WARM_UP_STEPS = {"cuda": 5}  # elsewhere one
 GIB = 2**30
 
 
@@ -81,7 +80,8 @@ def time_steps(distiller, n_steps: int) -> tuple[int, float, float, float]:
     """Returns: steps timed, tokens and FLOPs in them on all processes, seconds."""
     device = distiller.world.device
     n_steps = min(n_steps, max(1, distiller.steps_per_epoch - 1))
-    warm_up = min(WARM_UP_STEPS.get(device.type, 1), distiller.steps_per_epoch - n_steps)
+    usual = 5 if device.type == "cuda" or distiller.recipe.compile else 1
+    warm_up = min(usual, distiller.steps_per_epoch - n_steps)
     tokens = flops = 0.0
     with distiller.meter.progress():
         steps = distiller.steps()
