@@ -29,7 +29,7 @@ def check_memory(what: str, device: torch.device, loaded: int = 0, trained: int 
 def default_tokens_per_micro_batch(device: torch.device) -> int:
     """On a GPU one token for each 4 MiB of its memory: several times what a BERT-base and its student need."""
     if device.type == "cpu":
-        return 512
+        return 1024
     return min(torch.cuda.get_device_properties(device).total_memory >> 22, 32768)
 
 

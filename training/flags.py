@@ -181,8 +181,8 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
         "--tokens_per_micro_batch",
         type=integer(0),
         help="the sequences of a step go through the models sorted by length, in micro-batches of so many tokens; this "
-        "changes no more than rounding and the draw of dropout (default: by the GPU's memory, 512 on a CPU; 0: a batch "
-        "is a micro-batch)",
+        "changes no more than rounding and the draw of dropout (default: by the GPU's memory; 1,024 on a CPU; 0: a "
+        "batch is a micro-batch)",
     )
     add(
         "--compile",
