@@ -22,7 +22,7 @@ JSON_LINES = (".jsonl", ".json")
 WAY_OUT = f"each line is an object with {TEXT!r} and {LABEL!r}"
 
 
-class Row(NamedTuple):
+class Line(NamedTuple):
     """An example as its file has it."""
 
     texts: tuple[str, ...]
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     where: str  # file and line, for messages
 
 
-def read_table(path: str | Path, flag: str, has_labels: bool = True) -> list[Row]:
+def read_table(path: str | Path, flag: str, has_labels: bool = True) -> list[Line]:
     """The examples of a file. Raises: InputError that names the file, and the line if that is what is wrong."""
     path = Path(path)
     check_input_file(path, flag)
@@ -44,7 +44,7 @@ def read_table(path: str | Path, flag: str, has_labels: bool = True) -> list[Row
         texts = (fields[TEXT], fields[PAIR]) if PAIR in fields else (fields[TEXT],)
         if found and len(found[0].texts) != len(texts):
             raise InputError(f"{where}: some examples have a {PAIR!r} and some do not.")
-        found.append(Row(texts, fields[LABEL] if has_labels else "", where))
+        found.append(Line(texts, fields[LABEL] if has_labels else "", where))
     if not found:
         raise InputError(f"{flag} {path} holds no examples.")
     return found
@@ -80,9 +80,9 @@ def _objects(path: Path, wanted: list[str]) -> Iterator[tuple[str, dict[str, str
         yield where, {name: str(value[name]) for name in (TEXT, PAIR, LABEL) if value.get(name) is not None}
 
 
-def task_of(train: list[Row], name: str) -> Task:
+def task_of(train: list[Line], name: str) -> Task:
     """What the labels of the training set make it: scores to predict, or classes to tell apart."""
-    labels = {row.label for row in train}
+    labels = {line.label for line in train}
     numbers = [_number(label) for label in labels]
     if None not in numbers and not all(label.lstrip("+-").isdigit() for label in labels):
         return Task(name, (), LABEL, (), ("pearson", "spearman"), ("", None), ())
@@ -94,17 +94,17 @@ def task_of(train: list[Row], name: str) -> Task:
     return Task(name, (), LABEL, tuple(names), ("accuracy", "macro_f1", "matthews"), ("", None), ())
 
 
-def examples_of(task: Task, rows: list[Row]) -> list[Example]:
+def examples_of(task: Task, lines: list[Line]) -> list[Example]:
     """With the index of the label, or the score. Raises: InputError for a label that the task does not have."""
     examples = []
-    for row in rows:
-        label = _number(row.label) if task.is_regression else None
-        if row.label in task.labels:
-            label = task.labels.index(row.label)
+    for line in lines:
+        label = _number(line.label) if task.is_regression else None
+        if line.label in task.labels:
+            label = task.labels.index(line.label)
         if label is None:
             expected = "a number" if task.is_regression else f"one of the training set's ({', '.join(task.labels)})"
-            raise InputError(f"{row.where}: the label {row.label[:60]!r} is not {expected[:300]}.")
-        examples.append(Example(row.texts, label))
+            raise InputError(f"{line.where}: the label {line.label[:60]!r} is not {expected[:300]}.")
+        examples.append(Example(line.texts, label))
     return examples
 
 

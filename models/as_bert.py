@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from models.student import BERT_LAYER
+from models.student import BERT_LAYER, BERT_SHAPE
 from utils import InputError
 
 SAME_HEAD = {
@@ -70,20 +70,6 @@ def no_pooler(model_class: type[PreTrainedModel]) -> dict:
 
 
 def bert_config(config) -> BertConfig:
-    return BertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.dim,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        intermediate_size=config.hidden_dim,
-        hidden_act=config.activation,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.attention_dropout,
-        max_position_embeddings=config.max_position_embeddings,
-        initializer_range=config.initializer_range,
-        layer_norm_eps=1e-12,
-        pad_token_id=config.pad_token_id,
-        tie_word_embeddings=config.tie_word_embeddings,
-        id2label=config.id2label,
-        label2id=config.label2id,
-    )
+    shape = {theirs: getattr(config, ours) for ours, theirs in BERT_SHAPE.items()}
+    labels = {"id2label": config.id2label, "label2id": config.label2id}
+    return BertConfig(**shape, **labels, layer_norm_eps=1e-12, tie_word_embeddings=config.tie_word_embeddings)

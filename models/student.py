@@ -10,6 +10,20 @@ from models.loading import auto_class, load_state_dict, some
 from utils import InputError, logger
 
 TEACHER_LAYERS = "teacher_layers"  # in a student's configuration: where its layers are from
+# DistilBERT's name of each number of a configuration <- BERT's.
+BERT_SHAPE = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "activation": "hidden_act",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
 # DistilBERT's name of each part of a layer <- BERT's.
 BERT_LAYER = {
     "attention.q_lin": "attention.self.query",
@@ -35,20 +49,8 @@ def half_depth_config(teacher: PretrainedConfig, student_type: str | None = None
     depth = max(1, teacher.num_hidden_layers // 2)
     student_type = student_type or family_of(teacher).student or teacher.model_type
     if (teacher.model_type, student_type) == ("bert", "distilbert"):
-        return DistilBertConfig(
-            vocab_size=teacher.vocab_size,
-            max_position_embeddings=teacher.max_position_embeddings,
-            sinusoidal_pos_embds=True,
-            n_layers=depth,
-            n_heads=teacher.num_attention_heads,
-            dim=teacher.hidden_size,
-            hidden_dim=teacher.intermediate_size,
-            dropout=teacher.hidden_dropout_prob,
-            attention_dropout=teacher.attention_probs_dropout_prob,
-            activation=teacher.hidden_act,
-            initializer_range=teacher.initializer_range,
-            pad_token_id=teacher.pad_token_id,
-        )
+        values = {ours: getattr(teacher, theirs) for ours, theirs in BERT_SHAPE.items()}
+        return DistilBertConfig(**values | {"n_layers": depth, "sinusoidal_pos_embds": True})
     if student_type != teacher.model_type:
         raise InputError(
             f"--student_type {student_type}: its shape does not follow from a {teacher.model_type} teacher's; "

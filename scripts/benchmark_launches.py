@@ -230,9 +230,10 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
             return flash(*vectors, dropout_p, is_causal, False, scale=scale)[0]
         shape = query.shape[0], query.shape[1], query.shape[2], key.shape[2]
         efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        return efficient(*vectors, attn_mask.expand(shape), torch.is_grad_enabled(), dropout_p, is_causal, scale=scale)[
-            0
-        ]
+        output = efficient(
+            *vectors, attn_mask.expand(shape), torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
+        )
+        return output[0]
 
 
 def count_step(setup: Setup, recipe: Recipe) -> tuple[Counter, Step]:

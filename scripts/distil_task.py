@@ -31,7 +31,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from export_onnx import INT8, OnnxModel, encode_batch, export
+from export_onnx import INT8, OnnxModel, encode_batch, export, require_packages
 
 import utils
 from corpus.tokenization import load_tokenizer
@@ -70,12 +70,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def read_files(args: argparse.Namespace) -> tuple[Task, list[Example], list[Example], list[tuple[str, ...]]]:
     """The task; its examples to train on and to score; texts without labels."""
-    rows = read_table(args.train_file, "--train_file")
-    task = task_of(rows, Path(args.output_dir).name)
-    train, dev = examples_of(task, rows), examples_of(task, read_table(args.dev_file, "--dev_file"))
+    lines = read_table(args.train_file, "--train_file")
+    task = task_of(lines, Path(args.output_dir).name)
+    train, dev = examples_of(task, lines), examples_of(task, read_table(args.dev_file, "--dev_file"))
     unlabelled = []
     if args.unlabelled_file:
-        unlabelled = [row.texts for row in read_table(args.unlabelled_file, "--unlabelled_file", has_labels=False)]
+        unlabelled = [line.texts for line in read_table(args.unlabelled_file, "--unlabelled_file", has_labels=False)]
     if len({len(texts) for texts in [example.texts for example in train + dev] + unlabelled}) > 1:
         raise InputError("some of the files have a column 'text_pair' and some do not.")
     kind = "scores" if task.is_regression else f"{len(task.labels)} classes"
@@ -204,10 +204,11 @@ def answers_of(models: dict[str, str], texts: list[tuple[str, ...]], length: int
             ask = lambda batch, model=model: model(**batch).logits.numpy()  # noqa: E731
             found[role] = Answers(ask, encoder, texts, 4 * model.num_parameters())
     try:
-        export(model, tokenizer, Path(models["student"]) / "onnx")
-    except ImportError as error:
-        logger.info("no line for int8, since %s is missing: pip install onnx onnxscript onnxruntime", error.name)
+        require_packages()
+    except InputError as error:
+        logger.info("no line for int8: %s", error)
     else:
+        export(model, tokenizer, Path(models["student"]) / "onnx")
         file = Path(models["student"]) / "onnx" / INT8
         found["student, int8"] = Answers(OnnxModel(file), encoder, texts, file.stat().st_size)
     return found

@@ -9,6 +9,7 @@ from transformers import pipeline
 from workspace import make_text, run
 
 from evaluation.fine_tuning import FineTuner
+from utils import InputError
 
 ANIMALS = ("cat", "dog", "queen")
 
@@ -44,9 +45,9 @@ def without_onnx(monkeypatch):
     """As where the optional packages are missing. (Exports take most of the time, and the first test has one.)"""
 
     def missing(*_):
-        raise ImportError(name="onnx")
+        raise InputError("onnx is missing")
 
-    monkeypatch.setattr(distil_task, "export", missing)
+    monkeypatch.setattr(distil_task, "require_packages", missing)
 
 
 def cells(table):
