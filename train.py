@@ -28,10 +28,9 @@ from corpus.tokenization import describe_tokenizer, load_tokenizer, padding_id, 
 from corpus.vocabulary_trimming import Kept
 from distiller import Distiller
 from evaluation import held_out
-from evaluation.sentence_encoder import sentence_transformers_files
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
-from models.families import family_of
+from models.families import family_of, max_length
 from models.language_model import LanguageModel, freeze
 from models.loading import (
     count_parameters,
@@ -42,6 +41,7 @@ from models.loading import (
     tokenizer_for,
 )
 from models.memory import check_memory
+from models.sentence_encoder import sentence_transformers_files
 from models.student import build_student
 from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
@@ -257,7 +257,9 @@ def run(args: argparse.Namespace, world: World) -> int:
         check_resume(recorded, parameters, student.uses_dropout)
     folder = None
     if world.is_master and not args.dry_run:
-        more = sentence_transformers_files(args.teacher_name, student.dim) if recipe.encoder_only else None
+        more = None
+        if recipe.encoder_only:
+            more = sentence_transformers_files(args.teacher_name, student.dim, max_length(student_cfg))
         saved = tokenizer_for(student_cfg, tokenizer)
         folder = run_folder.RunFolder(args.dump_path, parameters, saved, args.keep_checkpoints, more)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)

@@ -131,6 +131,15 @@ def path(text: str) -> str:
     return text
 
 
+def words(text: str) -> str:
+    """The type of a flag: any text in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{_shortened(text)} is not UTF-8") from None
+    return text
+
+
 def check_needed(args: argparse.Namespace, parser: argparse.ArgumentParser, needed: str, *names: str) -> None:
     """Raises InputError if a flag of these was given a value, but the one that it has no effect without was not."""
     for name in names:

@@ -5,8 +5,6 @@ was fine-tuned, `metrics` in percent with their mean as `score`, `seconds`, and 
 """
 
 import importlib.metadata
-import json
-import os
 import statistics
 from pathlib import Path
 
@@ -26,18 +24,6 @@ def read(path: str | Path) -> list[dict]:
     if not Path(path).exists():
         return []
     return read_json_lines(path, RECORD, "name a file of scripts/run_glue.py's scores")
-
-
-def append(path: str | Path, record: dict) -> None:
-    """Appends a record as a line, which is on the disk when this returns."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    kept = Path(path).read_bytes() if Path(path).exists() else b""
-    with open(path, "r+b" if kept else "wb") as file:
-        file.truncate(kept.rfind(b"\n") + 1)  # a torn last line
-        file.seek(0, 2)
-        file.write(json.dumps(record).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def versions() -> dict[str, str]:

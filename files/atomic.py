@@ -112,6 +112,18 @@ def write_json(path: str | Path, value: object) -> None:
         file.write("\n")
 
 
+def append_json_lines(path: str | Path, *records: object) -> None:
+    """Appends each record as a line, in place of a last line that a kill cut short; they are on the disk when this
+    returns."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with naming_write_errors(Path(path)), open(path, "a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 # -------------------------------------------------------------------------------------------------------------- folders
 
 

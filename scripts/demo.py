@@ -4,7 +4,7 @@
     python -m http.server --directory demo
 
 What the page does follows from the models' head: it guesses masked words, labels a text, or, without a head, compares
-two texts by the cosine of their mean hidden states. The models run in int8, on Transformers.js and WebAssembly; no text
+two texts by the cosine of their vectors. The models run in int8, on Transformers.js and WebAssembly; no text
 leaves the browser, and no network is needed. The library comes from npm, which must be installed; with --cdn, the page
 loads it from a CDN instead.
 """
@@ -28,6 +28,7 @@ from files.atomic import atomic_folder
 from files.json_reader import read_json
 from files.paths import check_new_folder
 from models.loading import save_model
+from models.sentence_encoder import Pooling, pooling_of
 from utils import InputError, RunError, logger, path, reason_of
 
 LIBRARY, VERSION = "@huggingface/transformers", "4.3.2"  # Transformers.js
@@ -70,7 +71,8 @@ def add_model(name: str, folder: Path) -> dict:
     (target / "onnx" / FLOAT32).unlink()
     n_bytes = sum(file.stat().st_size for file in (target / "onnx").iterdir())
     logger.info("%s: %s, %.0f MB in int8", title, task, n_bytes / 1e6)
-    return {"name": title, "task": task, "megabytes": round(n_bytes / 1e6)}
+    pooling = pooling_of(name) or Pooling()
+    return {"name": title, "task": task, "pooling": pooling.mode, "megabytes": round(n_bytes / 1e6)}
 
 
 def add_library(folder: Path) -> None:

@@ -11,6 +11,7 @@ unless it has been already; then the student follows its hidden states, and then
                       onnx, onnxscript and onnxruntime are installed
     teacher           fine-tuned, unless the one you named was
     results.md        scores, size and speed of both
+    copies.jsonl      the rewritten texts of --augment
     differences.tsv   the examples of --dev_file that they answer differently
 
 The same command continues after an interruption with what was not finished.
@@ -35,9 +36,11 @@ from export_onnx import INT8, OnnxModel, encode_batch, export, require_packages
 
 import utils
 from corpus.tokenization import load_tokenizer
+from evaluation.augmentation import add_augmentation_flags, rewritten
 from evaluation.fine_tuning import FineTuner, Settings, add_settings_flags, encode, load_for
 from evaluation.glue import Example, Task, score
 from evaluation.own_task import examples_of, read_table, task_of
+from evaluation.task_card import CARD, Data, make_task_card
 from evaluation.task_distillation import Distillation, add_distillation_flags, check_shared_vocabulary, distil
 from files.atomic import atomic_folder, atomic_write, write_json
 from files.json_reader import read_json
@@ -47,6 +50,7 @@ from training.distributed import add_precision_flags, choose_dtype, single_proce
 from utils import InputError, integer, logger, path
 
 CONDITIONS = "conditions.json"  # in --output_dir: what its models were made with
+COPIES = "copies.jsonl"  # there, with --augment
 TIMED = 100  # texts
 
 
@@ -62,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max_length", type=integer(8, 1 << 20), default=128, help="tokens of an example that are read (%(default)s)")
     add("--seed", type=integer(0, 2**31 - 1), default=1, help="of heads, order and dropout (%(default)s)")
     add_settings_flags(parser.add_argument_group("fine-tuning"))
-    add_distillation_flags(parser.add_argument_group("distillation"))
+    group = parser.add_argument_group("distillation")
+    add_distillation_flags(group)
+    add_augmentation_flags(group, "--teacher, if it has not been fine-tuned")
     add_precision_flags(parser)
     add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
     return parser
@@ -243,19 +249,28 @@ def write_differences(file: Path, task: Task, answers: dict[str, Answers], dev: 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
+    utils.check_needed(args, make_parser(), "augment", "augment_with")
     folder = Path(args.output_dir)
     check_output_folder(folder, "--output_dir")
     task, train, dev, unlabelled = read_files(args)
     check_shared_vocabulary(args.teacher, load_tokenizer(args.teacher), args.student, load_tokenizer(args.student))
     trainings = Trainings(args, task)
     check_conditions(args, folder, (train, dev, unlabelled))
+    if args.augment and not (folder / "student").exists():
+        texts, model, file = [example.texts for example in train], args.augment_with or args.teacher, folder / COPIES
+        unlabelled += rewritten(texts, args.augment, model, args.seed, file, trainings.device, "copies")
     teacher = trainings.teacher(train)
     student = trainings.student(teacher, train, unlabelled)
     answers = answers_of({"teacher": teacher, "student": student}, [example.texts for example in dev], args.max_length)
     write_differences(folder / "differences.tsv", task, answers, dev)
     table = table_of(task, answers, dev)
-    with atomic_write(folder / "results.md", "w") as file:
-        file.write(table + "\n")
+    metrics = score(task, [answers["student"].logits], [dev])
+    shown = {name: metrics[name] for name in task.metrics}
+    name, data = f"{task.name}-student", Data(task.name)
+    card = make_task_card(name, load_fine_tuned(student)[0], args.student, teacher, data, shown, args.command, table)
+    for file, contents in ((folder / "results.md", table), (Path(student) / CARD, str(card))):
+        with atomic_write(file, "w") as out:
+            out.write(contents + "\n")
     print(table)
 
 

@@ -30,6 +30,7 @@ from evaluation.fine_tuning import load_for, longest, taken_by
 from files.atomic import replacing_files
 from files.paths import check_output_folder
 from models.loading import load_config
+from models.sentence_encoder import Pooling, pooling_of
 from utils import InputError, logger, path, reason_of
 
 FLOAT32, INT8, FLOAT16 = "model.onnx", "model_quantized.onnx", "model_fp16.onnx"
@@ -41,7 +42,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     parser.add_argument("--model", type=path, required=True, help="hub name or folder, as a dump_path")
     parser.add_argument("--tokenizer_name", type=path, help="default: the model's")
-    parser.add_argument("--encoder", action="store_true", help="leave out the head: last hidden states, for embeddings")
+    parser.add_argument(
+        "--encoder",
+        action="store_true",
+        help="leave out the head: last hidden states and, of a sentence encoder, a vector for each text",
+    )
     parser.add_argument("--fp16", action="store_true", help=f"also {FLOAT16}, for GPUs and WebGPU")
     parser.add_argument("--output_dir", type=path, help="default: the folder onnx in that of the model")
     return parser
@@ -77,11 +82,15 @@ def encode_batch(
 
 
 class FirstOutputs(torch.nn.Module):
-    """A model as a function of plain tensors: its logits, or without a head its last hidden states."""
+    """A model as a function of plain tensors: its logits, or without a head its last hidden states.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    Args:
+        pooling: of an encoder: adds a vector for each text.
+    """
+
+    def __init__(self, model: torch.nn.Module, pooling: Pooling | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pooling = model, pooling
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
@@ -90,22 +99,28 @@ class FirstOutputs(torch.nn.Module):
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         if "start_logits" in output:
             return output.start_logits, output.end_logits
-        return output.logits if "logits" in output else output.last_hidden_state
+        if "logits" in output:
+            return output.logits
+        hidden = output.last_hidden_state
+        return (hidden, self.pooling(hidden, attention_mask)) if self.pooling else hidden
 
 
 def first_of(outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def export(model: torch.nn.Module, tokenizer, folder: Path, fp16: bool = False) -> None:
-    """Writes FLOAT32, INT8 and, if wanted, FLOAT16 to `folder`; each appears whole or not at all."""
+def export(model: torch.nn.Module, tokenizer, folder: Path, fp16: bool = False, pooling: Pooling | None = None) -> None:
+    """Writes FLOAT32, INT8 and, if wanted, FLOAT16 to `folder`; each appears whole or not at all.
+
+    Args:
+        pooling: of an encoder: makes the second output, `sentence_embedding`.
+    """
     batch = encode_batch(tokenizer, model, TEXTS[:2])
-    module = FirstOutputs(model).eval()
+    module = FirstOutputs(model, pooling).eval()
     with torch.no_grad():
-        outputs = module(**batch)
-    names = ["start_logits", "end_logits"] if isinstance(outputs, tuple) else [
-        "logits" if hasattr(model(**batch), "logits") else "last_hidden_state"
-    ]  # fmt: skip
+        output = model(**batch)
+    names = [name for name in ("start_logits", "end_logits", "logits") if name in output] or ["last_hidden_state"]
+    names += ["sentence_embedding"] if pooling else []
     with replacing_files(folder) as temporary, _quietly():
         plain = temporary / FLOAT32
         torch.onnx.export(
@@ -195,9 +210,11 @@ def deviation(output: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(np.mean((output - expected) ** 2)) / expected.std())
 
 
-def export_and_compare(model: torch.nn.Module, tokenizer, folder: Path, fp16: bool) -> Iterator[str]:
+def export_and_compare(
+    model: torch.nn.Module, tokenizer, folder: Path, fp16: bool, pooling: Pooling | None
+) -> Iterator[str]:
     """A line for each file that was written, with its size and how far its outputs are from PyTorch's."""
-    export(model, tokenizer, folder, fp16)
+    export(model, tokenizer, folder, fp16, pooling)
     batch = encode_batch(tokenizer, model, TEXTS)
     with torch.no_grad():
         expected = first_of(FirstOutputs(model)(**batch)).numpy()
@@ -219,11 +236,11 @@ def main(args: argparse.Namespace) -> None:
     check_output_folder(folder, "--output_dir")
     tokenizer = load_tokenizer(args.tokenizer_name or args.model)
     if args.encoder:
-        model = load_for(transformers.AutoModel, args.model, tokenizer).eval()
+        model, pooling = load_for(transformers.AutoModel, args.model, tokenizer).eval(), pooling_of(args.model)
     else:
-        model = load_with_its_head(args.model, tokenizer)
+        model, pooling = load_with_its_head(args.model, tokenizer), None
     logger.info("exporting %s (%s)", args.model, type(model).__name__)
-    for line in export_and_compare(model, tokenizer, folder, args.fp16):
+    for line in export_and_compare(model, tokenizer, folder, args.fp16, pooling):
         print(line)
 
 

@@ -17,23 +17,14 @@ from corpus.tokenization import load_tokenizer
 from models.families import max_length
 from models.language_model import LanguageModel
 from models.loading import load_language_model
-from utils import InputError, integer, path
-
-
-def sentence(text: str) -> str:
-    """The type of --text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
-    return text
+from utils import InputError, integer, path, words
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
     add("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
-    add("--text", type=sentence, required=True, help="a sentence with one [MASK]")
+    add("--text", type=words, required=True, help="a sentence with one [MASK]")
     add("--tokenizer_name", type=path, help="default: each model's own")
     add("--top", type=integer(1, 100), default=5, help="guesses to show (%(default)s)")
     return parser

@@ -36,7 +36,7 @@ from files.atomic import atomic_write
 from files.paths import check_input_file, check_output_file
 from training.distributed import add_precision_flags, choose_dtype, describe_device, single_process
 from training.run_folder import load_parameters
-from utils import InputError, integer, logger, path
+from utils import InputError, integer, logger, path, words
 
 SENTENCES = (
     "The capital of France is [MASK].",
@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--valid_data_file", type=path, nargs="+", help="held-out text (default: the first run's)")
     add("--scores", type=path, help="file of scores that scripts/run_glue.py has written")
     add("--tables", type=path, nargs="+", default=[], help="Markdown files to add")
-    add("--text", type=fill_mask.sentence, nargs="+", default=list(SENTENCES), help="sentences with one [MASK] each")
+    add("--text", type=words, nargs="+", default=list(SENTENCES), help="sentences with one [MASK] each")
     add(
         "--breakdown",
         action=argparse.BooleanOptionalAction,

@@ -11,14 +11,14 @@ and adds what more models, tasks or seeds ask for. --tasks none computes nothing
 
 With --distil and --save_models, the other models also learn each task from the first one, once that has been fine-tuned
 on it: a second step of distillation, first of all hidden states and then of predictions, whose scores are those of
-my_first_training-taught.
+my_first_training-taught. With --augment they do so on rewritten copies of the examples too; those are in --save_models.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation import scores
+from evaluation.augmentation import add_augmentation_flags, rewritten
 from evaluation.fine_tuning import FineTuner, Settings, add_settings_flags, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
 from evaluation.sentence_similarity import similarity_scores
+from evaluation.task_card import CARD, Data, make_task_card
 from evaluation.task_distillation import Distillation, add_distillation_flags, check_shared_vocabulary, distil
-from files.atomic import atomic_folder
+from files.atomic import append_json_lines, atomic_folder
 from files.paths import check_output_file, check_output_folder
 from models.loading import save_model
 from training.checkpoint import fingerprint
@@ -74,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         "with the same seed",
     )
     add_distillation_flags(group)
+    add_augmentation_flags(group, "the first of --models")
     group.add_argument(
         "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
     )
@@ -89,12 +92,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def fine_tune_and_score(
     name: str, tokenizer, record: dict, train: list[Example], dev: list[list[Example]], args, device, dtype,
-    teacher: Path | None = None,
+    teacher: Path | None = None, copies: Iterable[tuple[str, ...]] = (),
 ) -> dict[str, float]:  # fmt: skip
     """The metrics of the model `name` after fine-tuning.
 
     Args:
         teacher: folder of a fine-tuned model that helps.
+        copies: texts to follow it on, beside those of the examples.
     """
     task, seed = TASKS[record["task"]], record["seed"]
     utils.set_seed(seed)  # the head is drawn from this
@@ -108,6 +112,7 @@ def fine_tune_and_score(
     tuner = FineTuner(model, tokenizer, settings, seed, dtype, use_cpu=device.type == "cpu")
     title = f"{record['model']}, {task.name}, seed {seed}"
     if teacher:
+        texts, labels = [*texts, *copies], [*labels, *(None for _ in copies)]
         distil(tuner, load_teacher(teacher, name, tokenizer), texts, labels, length, title, Distillation.of(args))
     else:
         features = encode(tokenizer, model, texts, length)
@@ -115,9 +120,13 @@ def fine_tune_and_score(
     sets = [encode(tokenizer, model, [example.texts for example in examples], length) for examples in dev]
     metrics = score(task, [tuner.predict(features) for features in sets], dev)
     if args.save_models:
-        with atomic_folder(kept_at(args, record["model"], task.name, seed)) as temporary:
+        folder, helper = kept_at(args, record["model"], task.name, seed), args.models[0] if teacher else None
+        shown = {metric: metrics[metric] for metric in task.metrics}
+        card = make_task_card(folder.name, model, name, helper, Data.of(task), shown, args.command)
+        with atomic_folder(folder) as temporary:
             save_model(model, tokenizer, temporary)
-            scores.append(temporary / SCORE, record | {"metrics": metrics})
+            (temporary / CARD).write_text(str(card))
+            append_json_lines(temporary / SCORE, record | {"metrics": metrics})
     return metrics
 
 
@@ -162,6 +171,7 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
         for name in names:
             record = models[name] | {"task": HIDDEN_STATES, "seed": None}
             yield record, partial(similarity_scores, name, tokenizers[name], pairs, device)
+    copies = {task.name: copies_of(args, task, data[task.name][0], device) for task in tasks if args.augment}
     for seed in dict.fromkeys(args.seeds):
         for task in tasks:
             train, dev = data[task.name]
@@ -176,9 +186,24 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
             run |= {"teacher": models[names[0]]["weights"], "alpha_ce": args.alpha_ce, "temperature": args.temperature}
             if args.layer_epochs:
                 run |= {"layer_epochs": args.layer_epochs, "layer_rate": args.layer_rate}
+            if args.augment:
+                run |= {"augment": args.augment, "augment_with": rewriter(args).name}
+            more = {"teacher": teacher, "copies": copies.get(task.name, ())}
             for name in names[1:]:
                 record = models[name] | run | {"model": taught(name)}
-                yield record, partial(fine_tune_and_score, name, tokenizers[name], record, *settings, teacher=teacher)
+                yield record, partial(fine_tune_and_score, name, tokenizers[name], record, *settings, **more)
+
+
+def rewriter(args: argparse.Namespace) -> Path:
+    """The model that rewrites examples."""
+    return Path(args.augment_with or args.models[0])
+
+
+def copies_of(args: argparse.Namespace, task: Task, train: list[Example], device) -> list[tuple[str, ...]]:
+    """Rewritten texts, the same for all seeds."""
+    file = Path(args.save_models) / f"{task.name}-{args.augment}-{rewriter(args).name}.jsonl"
+    texts = [example.texts for example in train[: args.max_train_examples]]
+    return rewritten(texts, args.augment, str(rewriter(args)), 0, file, device, f"{task.name}, copies")
 
 
 def is_done(args: argparse.Namespace, known: list[dict], record: dict) -> bool:
@@ -193,7 +218,8 @@ def is_done(args: argparse.Namespace, known: list[dict], record: dict) -> bool:
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     check_output_file(args.output, "--output")
-    utils.check_needed(args, make_parser(), "distil", "alpha_ce", "temperature", "layer_epochs", "layer_rate")
+    utils.check_needed(args, make_parser(), "distil", *(field.name for field in fields(Distillation)), "augment")
+    utils.check_needed(args, make_parser(), "augment", "augment_with")
     if args.distil and not (args.save_models and args.models[1:]):
         raise InputError("--distil needs --save_models, a folder for the fine-tuned teachers, and a second model.")
     if args.save_models:
@@ -209,7 +235,7 @@ def main(args: argparse.Namespace) -> None:
         start = time.monotonic()
         record["metrics"] = metrics = find_metrics()
         record |= {"seconds": round(time.monotonic() - start, 1), "versions": scores.versions()}
-        scores.append(args.output, record)
+        append_json_lines(args.output, record)
         known.append(record)
         seed = "" if record["seed"] is None else f", seed {record['seed']}"
         logger.info(

@@ -31,8 +31,9 @@ import utils
 from corpus.tokenization import load_tokenizer
 from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
+from evaluation.task_card import CARD, Data, make_task_card
 from evaluation.task_distillation import add_layer_flags, check_shared_vocabulary, follow_layers
-from files.atomic import replacing_files, write_json
+from files.atomic import atomic_write, replacing_files, write_json
 from files.paths import check_output_folder
 from models.families import FAMILIES, max_length
 from models.loading import save_model
@@ -40,6 +41,7 @@ from training import losses
 from training.distributed import add_precision_flags, choose_dtype, single_process
 from utils import InputError, integer, logger, path, real
 
+SQUAD = Data("SQuAD", "rajpurkar/squad", split="validation")
 RESULTS, PREDICTIONS, N_BEST_PREDICTIONS = "results.json", "predictions.json", "nbest_predictions.json"
 
 
@@ -242,6 +244,11 @@ def main(args: argparse.Namespace) -> None:
         seconds = round(time.monotonic() - start, 1)
         results = {**metrics, "questions": len(to_answer), "seconds": seconds, "versions": scores.versions()}
         write_json(folder / RESULTS, results | {"flags": vars(args)})
+        if to_train:
+            origin, name = args.model_name_or_path, folder.resolve().name
+            card = make_task_card(name, model, origin, args.teacher_name_or_path, SQUAD, metrics, args.command)
+            with atomic_write(folder / CARD, "w") as file:
+                file.write(str(card))
         print(json.dumps(metrics))
     logger.info("done in %.0f s: %s", time.monotonic() - start, folder)
 

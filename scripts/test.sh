@@ -7,9 +7,10 @@ source "$(dirname "$0")/environment.sh"
 say "Checking the style"
 python -m ruff check --no-cache .
 python -m ruff format --no-cache --check .
-if [ "${1:-}" = --clients ]; then # those that hold models against other software, which is fetched from npm
+if [ "${1:-}" = --clients ]; then # those that hold models against other software, which is fetched first
     shift
-    say "Installing Transformers.js into work/clients"
+    say "Installing sentence-transformers, and Transformers.js into work/clients"
+    pip install --quiet --constraint work/venv/constraints.txt "sentence-transformers>=5"
     version=$(sed -n 's/.*VERSION = .*"\([0-9.]*\)".*/\1/p' scripts/demo.py)
     npm install --silent --no-audit --no-fund --ignore-scripts --prefix work/clients \
         "@huggingface/transformers@$version" playwright-core@1

@@ -18,11 +18,12 @@ from export_onnx import TEXTS, FirstOutputs, deviation, encode_batch, first_of, 
 
 import utils
 from corpus.tokenization import load_tokenizer
-from evaluation.sentence_encoder import sentence_transformers_files
 from files.atomic import atomic_folder, write_json
 from files.paths import check_new_folder
 from models.as_bert import as_bert
+from models.families import max_length
 from models.loading import save_model
+from models.sentence_encoder import sentence_transformers_files
 from utils import RunError, logger, path
 
 LARGEST_DEVIATION = 1e-3
@@ -49,9 +50,10 @@ def main(args: argparse.Namespace) -> None:
     apart = deviation(found, expected)
     if apart > LARGEST_DEVIATION:
         raise RunError(f"{args.model} as a BERT has other outputs ({100 * apart:.2g} % apart), so nothing is written.")
+    length = max_length(bert.config)
     with atomic_folder(Path(args.output_dir)) as folder:
         save_model(bert, tokenizer, folder)
-        for name, contents in sentence_transformers_files(args.model, model.config.dim).items():
+        for name, contents in sentence_transformers_files(args.model, model.config.dim, length).items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, contents)
     logger.info("%s: a %s, whose outputs are %.1g %% apart", args.output_dir, type(bert).__name__, 100 * apart)

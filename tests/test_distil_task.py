@@ -5,6 +5,7 @@ import csv
 import distil_task
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from transformers import pipeline
 from workspace import make_text, run
 
@@ -64,6 +65,9 @@ def test_a_student_learns_the_task_and_says_how_well(flags, tables, tmp_path, ca
     for role in ("teacher", "student", "student, int8"):
         assert float(found[role]["accuracy"]) > 90 and float(found[role]["matthews"]) > 80
         assert float(found[role]["ms a text"]) > 0
+    card = ModelCard.load(tmp_path / "mine" / "student" / "README.md")
+    assert [f"{result.metric_value:.1f}" for result in card.data.eval_results] == list(found["student"].values())[:3]
+    assert table in card.text
     classify = pipeline("text-classification", str(tmp_path / "mine" / "student"))
     assert classify("the dog sees the garden")[0]["label"] == "DOG"
     with open(tmp_path / "mine" / "differences.tsv", newline="") as file:
@@ -82,10 +86,13 @@ def test_what_was_finished_is_not_done_again(flags, tmp_path, monkeypatch, capsy
         train(self, features, title, *more, **options)
 
     monkeypatch.setattr(FineTuner, "train", interrupted)
-    flags += ["--n_epoch", 1, "--layer_epochs", 1]
+    flags += ["--n_epoch", 1, "--layer_epochs", 1, "--augment", 2]
     run(distil_task, *flags, expect=130)
+    copies = (tmp_path / "mine" / "copies.jsonl").read_bytes()
+    assert len(copies.splitlines()) == 1 + 90
     run(distil_task, *flags)
     assert trained == ["teacher", "student, layers", "student", "student, layers", "student"]
+    assert (tmp_path / "mine" / "copies.jsonl").read_bytes() == copies
     run(distil_task, *flags)
     assert len(trained) == 5
     run(distil_task, *flags, "--seed", 2, expect=2)
@@ -116,6 +123,7 @@ def test_scores_of_two_texts(flags, tables, tmp_path, without_onnx):
     (["--unlabelled_file", "{tables}/dev_scores.tsv"], "a column 'text_pair' and some do not"),
     (["--output_dir", "{tables}"], "is not empty, and not of this script"),
     (["--teacher", "{tables}"], "tables"),
+    (["--augment_with", "{tables}"], "--augment_with has no effect without --augment"),
 ])  # fmt: skip
 def test_what_can_not_be_is_told_before_anything_is_done(flags, tables, tmp_path, capsys, wrong, message):
     run(distil_task, *flags, *(word.format(tables=tables) for word in wrong), expect=2)

@@ -16,10 +16,10 @@ from workspace import load_tokenizer, rows_of, run, train, weights_of
 from corpus.files import open_corpus
 from corpus.tokenization import describe_tokenizer
 from evaluation.held_out import held_out_sequences
-from evaluation.sentence_encoder import sentence_transformers_files
 from lm_seqs_dataset import LmSeqsDataset
+from models.sentence_encoder import KEYS, MODE, Pooling, pooling_of, sentence_transformers_files
 
-POOLING = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
@@ -102,9 +102,35 @@ def test_sentence_transformers_treat_it_as_its_teacher(encoder, student, workspa
 def test_steps_with_weights_are_not_taken_over(workspace, encoder, tmp_path, capsys):
     dense = [*MODULES, {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}]
     (tmp_path / "modules.json").write_text(json.dumps(dense))
-    assert sentence_transformers_files(str(tmp_path), 32) == {}
+    assert sentence_transformers_files(str(tmp_path), 32, 64) == {}
     assert "not taken over: Dense" in capsys.readouterr().err
-    assert sentence_transformers_files(str(workspace), 32) == {}
+    assert sentence_transformers_files(str(workspace), 32, 64) == {}
+
+
+def test_the_pooling_is_told_in_every_version_s_words(tmp_path, capsys):
+    (tmp_path / "modules.json").write_text(json.dumps(MODULES))
+    file = tmp_path / "1_Pooling" / "config.json"
+    file.parent.mkdir()
+    for settings, mode in (
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode_mean_tokens": True}, "mean"),
+        ({}, "mean"),
+    ):
+        file.write_text(json.dumps(settings))
+        written = sentence_transformers_files(str(tmp_path), 32, 64)["1_Pooling/config.json"]
+        assert [key for key, value in written.items() if value] == [KEYS[mode]]
+        assert pooling_of(str(tmp_path)) == Pooling(mode, normalized=True)
+    file.write_text(json.dumps({MODE: ["cls", "max"]}))
+    assert pooling_of(str(tmp_path)) is None
+    assert "pools its hidden states by cls and max, which is not supported here" in capsys.readouterr().err
+
+
+def test_no_more_is_read_than_the_student_takes(tmp_path):
+    (tmp_path / "modules.json").write_text(json.dumps(MODULES[:1]))
+    for longest, expected in ((512, 64), (32, 32), (None, None)):
+        (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": longest}))
+        files = sentence_transformers_files(str(tmp_path), 32, 64)
+        assert files["sentence_bert_config.json"] == {"max_seq_length": expected}
 
 
 def test_a_stopped_run_continues(workspace, encoder, tmp_path):

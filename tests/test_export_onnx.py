@@ -1,5 +1,6 @@
 """What is exported answers as PyTorch does, at any batch size and length, in both precisions."""
 
+import json
 import sys
 
 import export_onnx
@@ -10,6 +11,7 @@ from export_onnx import FLOAT16, FLOAT32, INT8, OnnxModel, deviation, encode_bat
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 from workspace import load_tokenizer, run
 
+from models.loading import save_model
 from utils import InputError
 
 TEXTS = [
@@ -69,6 +71,28 @@ def test_an_encoder_gives_hidden_states(tmp_path, student):
     assert [output.name for output in exported.session.get_outputs()] == ["last_hidden_state"]
     attended = batch["attention_mask"].bool()
     np.testing.assert_allclose(exported(batch)[attended.numpy()], expected[attended].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_a_sentence_encoder_gives_a_vector_for_each_text(tmp_path, student, mode):
+    folder = tmp_path / "encoder"
+    model = AutoModel.from_pretrained(student, dtype=torch.float32).eval()
+    save_model(model, load_tokenizer(student), folder)
+    kinds = ["Transformer", "Pooling"] + ["Normalize"] * (mode == "mean")
+    modules = [{"path": f"{i}_{kind}", "type": f"x.{kind}"} for i, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    run(export_onnx, "--model", folder, "--encoder")
+    exported = OnnxModel(folder / "onnx" / FLOAT32)
+    assert [output.name for output in exported.session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
+    batch = encode_batch(load_tokenizer(folder), model, TEXTS)
+    _, found = exported.session.run(None, {name: batch[name].numpy() for name in exported.names})
+    for (text,), vector in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            (states,) = model(**load_tokenizer(folder)(text, return_tensors="pt")).last_hidden_state
+        expected = states[0] if mode == "cls" else states.mean(0) / states.mean(0).norm()
+        np.testing.assert_allclose(vector, expected, atol=1e-4)
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -9,7 +9,7 @@ import report
 from test_scores import ROWS
 from workspace import run
 
-from evaluation import scores
+from files.atomic import append_json_lines
 from training.run_folder import METRICS, read_metrics
 
 
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 def test_the_page_shows_what_was_measured_and_needs_nothing_else(tmp_path, workspace, student):
     for row in ROWS:
         renamed = {"teacher": "bert-base-uncased", "student": "student"}[row["model"]]
-        scores.append(str(tmp_path / "glue.jsonl"), {**row, "model": renamed})
+        append_json_lines(str(tmp_path / "glue.jsonl"), {**row, "model": renamed})
     (tmp_path / "speed.md").write_text("| form | <b> |\n| --- | ---: |\n| ONNX | 2.5x |\n\nMeasured & noted.\n")
     run(report, "--runs", student, "--scores", tmp_path / "glue.jsonl", "--tables", tmp_path / "speed.md", "--turns", 1,
         "--text", "the cat <sees> [MASK] garden", "--n_gpu", 0, "--output", tmp_path / "report.html")  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 import run_glue
 import torch
 from glue_files import write_task
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 from workspace import load_tokenizer, run
 
@@ -126,6 +127,9 @@ def test_fine_tuned_models_can_be_kept(tmp_path, workspace, student, glue):
     for folder in (student, tmp_path / "kept" / "student-CoLA-1"):
         saved = json.loads((folder / "tokenizer_config.json").read_text())
         assert not {"is_local", "local_files_only"} & set(saved)
+    (result,) = ModelCard.load(tmp_path / "kept" / "student-CoLA-1" / "README.md").data.eval_results
+    scored = rows_in(tmp_path / "glue.jsonl")[1]["metrics"]["matthews"]
+    assert (result.metric_type, result.metric_value) == ("matthews_correlation", pytest.approx(scored, abs=0.005))
 
 
 def test_a_model_that_was_kept_under_other_settings_is_not_taken(tmp_path, workspace, student, glue):
@@ -164,6 +168,22 @@ def test_a_student_is_taught_by_the_fine_tuned_teacher(tmp_path, workspace, stud
     run(run_glue, *flags, "--alpha_ce", 0.9, expect=2)
     assert "bert-base-uncased-CoLA-1: " in (error := capsys.readouterr().err)
     assert "Remove that folder" in error
+
+
+def test_a_student_is_taught_on_copies_too(tmp_path, workspace, student, glue, monkeypatch):
+    n_texts, train = [], FineTuner.train
+    counted = lambda self, features, *more, **options: (
+        n_texts.append(len(features)) or train(self, features, *more, **options)
+    )
+    monkeypatch.setattr(FineTuner, "train", counted)
+    flags = [*flags_of(workspace, student, glue, tmp_path / "glue.jsonl"), "--tasks", "RTE", "--seeds", 1, 2]
+    flags += ["--n_epoch", 1, "--save_models", tmp_path / "kept", "--distil", "--layer_epochs", 1]
+    run(run_glue, *flags, "--max_train_examples", 20, "--augment", 2)
+    lines = rows_in(tmp_path / "kept" / "RTE-2-bert-base-uncased.jsonl")
+    with_copies = 20 + sum(len(line["copies"]) for line in lines[1:])
+    assert 40 < with_copies <= 60
+    assert n_texts == 2 * [20, 20, with_copies, with_copies]
+    assert [row.get("augment") for row in rows_in(tmp_path / "glue.jsonl")] == 2 * [None, None, 2]
 
 
 def test_a_launcher_is_refused(tmp_path, workspace, student, glue, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import pytest
 import run_squad_w_distillation as script
 import torch
+from huggingface_hub import ModelCard
 from squad_files import write_squad
 from torch.nn import functional as F
 from transformers import AutoModelForQuestionAnswering, TrainingArguments
@@ -58,6 +59,10 @@ def test_the_model_answers_and_its_files_say_how_well(teacher):
     results = results_of(teacher)
     assert results["f1"] >= results["exact_match"] > 70
     assert results["questions"] == 24
+    shown = {
+        result.metric_type: result.metric_value for result in ModelCard.load(teacher / "README.md").data.eval_results
+    }
+    assert shown == {name: pytest.approx(results[name], abs=0.005) for name in ("exact_match", "f1")}
     predictions = json.loads((teacher / "predictions.json").read_text())
     best = json.loads((teacher / "nbest_predictions.json").read_text())
     assert len(predictions) == 24

@@ -3,6 +3,7 @@
 import pytest
 
 from evaluation import scores
+from files.atomic import append_json_lines
 from utils import InputError
 
 
@@ -67,11 +68,11 @@ def test_only_scores_under_the_same_conditions_are_known():
 def test_a_line_that_a_kill_cut_short_is_written_over(tmp_path):
     path = str(tmp_path / "new" / "scores.jsonl")
     assert scores.read(path) == []
-    scores.append(path, ROWS[0])
+    append_json_lines(path, ROWS[0])
     with open(path, "a") as file:
         file.write('{"model": "stu')
     assert scores.read(path) == ROWS[:1]
-    scores.append(path, ROWS[1])
+    append_json_lines(path, ROWS[1])
     assert scores.read(path) == ROWS[:2]
 
 

@@ -107,7 +107,7 @@ HARMLESS = {
     "command", "force", "resume", "dump_path", "log_interval", "checkpoint_interval", "keep_checkpoints", "num_workers",
     "on_full_disk", "max_bad_steps", "eval_interval", "teacher_type",
     "local_rank", "n_gpu", "fp16_opt_level", "peak_tflops", "dry_run", "data_file", "valid_data_file", "token_counts",
-    "teacher_name", "tokenizer_name", "leave_out",
+    "teacher_name", "tokenizer_name", "leave_out", "language", "license", "datasets",
 }  # fmt: skip
 # These say the student's shape, and matter only if it is another one.
 OF_SHAPE = {*ARCHITECTURE, *DROPOUT, "student_type", "student_config"}

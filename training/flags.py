@@ -12,7 +12,7 @@ from models.families import FAMILIES
 from models.loading import LIMITS
 from training.distributed import add_precision_flags
 from training.recipe import Recipe
-from utils import InputError, integer, n_cores, path, real
+from utils import InputError, integer, n_cores, path, real, words
 
 DEFAULT_TEACHER = "bert-base-uncased"
 
@@ -43,6 +43,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     for add_group in (
         _add_file_flags, _add_teacher_flags, _add_student_flags, _add_loss_flags, _add_masking_flags,
         _add_optimization_flags, _add_machine_flags, _add_interval_flags, _add_failure_flags,
+        _add_card_flags,
     ):  # fmt: skip
         add_group(parser)
     given = {field.name: field.default for field in dataclasses.fields(Recipe)}
@@ -236,6 +237,13 @@ def _add_failure_flags(parser: argparse.ArgumentParser) -> None:
         choices=("stop", "continue"),
         help="when a checkpoint can't be written: stop, or continue without until there is room (%(default)s)",
     )
+
+
+def _add_card_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model card: what the hub shows beside the results").add_argument
+    add("--language", type=words, nargs="+", help="codes of the text's languages, such as en")
+    add("--license", type=words, help="of the student, such as apache-2.0")
+    add("--datasets", type=words, nargs="+", help="names on the hub of what the text is from")
 
 
 def sanity_checks(args: argparse.Namespace) -> None:

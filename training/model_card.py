@@ -1,4 +1,4 @@
-"""The README.md of a trained model: what it is, its results, and how it was made."""
+"""The README.md of a model: what it is, its results, how it was made, and first the metadata that the hub reads."""
 
 import statistics
 from pathlib import Path
@@ -27,9 +27,7 @@ TEMPLATE = """---
 
 ## Results
 
-{training}
-
-{held_out}
+{results}
 
 ## Use
 
@@ -43,9 +41,36 @@ pipeline("{task}", "{name}")
 ```
 {command}
 ```
-
+{more}"""
+OF_A_RUN = """
 Every flag is in `parameters.json`, the state of the code in `git_log.json`, and all losses in `metrics.jsonl`.
 """
+
+
+def render(data: ModelCardData, description: str, results: str, command: str, more: str = "") -> ModelCard:
+    """A card of this metadata and text. `more` is said below the command."""
+    return ModelCard(
+        TEMPLATE.format(
+            metadata=data.to_yaml().strip(),
+            name=data.model_name,
+            description=description,
+            results=results,
+            task=data.pipeline_tag,
+            command=command,
+            more=more,
+        )
+    )
+
+
+def size_of(model: PreTrainedModel) -> str:
+    """The family, depth and number of parameters, for a description."""
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return f"A {model.config.model_type} of {model.config.num_hidden_layers} layers and {millions:.1f} M parameters,"
+
+
+def on_the_hub(name: str | None) -> str | None:
+    """The name, if it is not a local path: the hub takes no paths."""
+    return None if name is None or Path(name).exists() else name
 
 
 def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list[dict]) -> ModelCard:
@@ -56,33 +81,26 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
         parameters: every flag of the run, and its `command`.
         metrics: the records of metrics.jsonl so far.
     """
-    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation"))
+    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation", "layers"))
     teacher = parameters["teacher_name"] if distilled else None
     on_words = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "mlm", "clm"))
     task = "feature-extraction" if not on_words else "text-generation" if parameters["alpha_clm"] else "fill-mask"
     texts = ", ".join(f"`{Path(path).name}`" for path in parameters["data_file"])
     origin = f"distilled from `{teacher}`" if teacher else "trained by language modelling"
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
     evaluations = [record for record in metrics if record["kind"] == "valid"]
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag=task,
-        base_model=teacher if teacher and not Path(teacher).exists() else None,  # the hub takes no paths
+        base_model=on_the_hub(teacher),
+        language=parameters.get("language"),
+        license=parameters.get("license"),
+        datasets=parameters.get("datasets"),
         eval_results=_eval_results(task, Path(parameters["data_file"][0]).name, evaluations) or None,
     )
-    return ModelCard(
-        TEMPLATE.format(
-            metadata=data.to_yaml().strip(),
-            name=name,
-            description=f"A {model.config.model_type} of {model.config.num_hidden_layers} layers and {millions:.1f} M "
-            f"parameters,\n{origin} on {texts}.",
-            training=_training([record for record in metrics if record["kind"] == "train"]),
-            held_out=_held_out(evaluations),
-            task=task,
-            command=parameters["command"],
-        )
-    )
+    trained = _training([record for record in metrics if record["kind"] == "train"])
+    description = f"{size_of(model)}\n{origin} on {texts}."
+    return render(data, description, f"{trained}\n\n{_held_out(evaluations)}", parameters["command"], OF_A_RUN)
 
 
 def _eval_results(task: str, text: str, evaluations: list[dict]) -> list[EvalResult]:

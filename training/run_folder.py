@@ -32,6 +32,7 @@ from files.atomic import (
 )
 from files.json_reader import read_json, read_json_lines
 from files.paths import check_output_folder
+from models.loading import save_weights
 from training import model_card
 from training.checkpoint import load_newest, save_checkpoint, steps_of
 from training.metrics_files import METRICS, MetricsFiles
@@ -123,7 +124,7 @@ class RunFolder:
             for name in names:
                 self._save_tensors(name, state["student"])
             with replacing_files(self.path) as temporary:
-                model.save_pretrained(temporary)
+                save_weights(model, temporary)
             card = model_card.make_card(
                 self.path.resolve().name, model, self.parameters, read_metrics(self.path / METRICS)
             )
@@ -145,7 +146,7 @@ class RunFolder:
         best = self.path / BEST
         try:
             with atomic_folder(best) as temporary:
-                model.save_pretrained(temporary)
+                save_weights(model, temporary)
                 self._save_beside_model(temporary)
         except OSError as error:
             raise RunError(f"{best} could not be written ({reason_of(error)}); make room, and use --resume.") from None
