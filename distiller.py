@@ -209,7 +209,7 @@ class Distiller:
                 return
             loss = metrics[self.loss_name]
             if loss < self.best_loss and self.world.is_master:
-                self._write(lambda: self.folder.save_best(self.product))
+                self._write(lambda: self.folder.save_best(self.product, self.objective.widening.state_dict()))
             self.best_loss = min(loss, self.best_loss)
         if self.world.is_master:
             self.folder.log_metrics("valid", self.n_done, self.meter.tokens, metrics)

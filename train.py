@@ -41,7 +41,7 @@ from models.loading import (
     tokenizer_for,
 )
 from models.memory import check_memory
-from models.sentence_encoder import sentence_transformers_files
+from models.sentence_encoder import Pooling, pooling_of, sentence_transformers_files
 from models.student import build_student
 from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
@@ -196,7 +196,9 @@ def build_models(
         teacher = load_language_model(args.teacher_name, "teacher", head_required=not recipe.encoder_only)
         if kept:
             teacher = trim_model(teacher, kept.ids)
-        teacher = LanguageModel(teacher.requires_grad_(False).eval())
+        pooling = pooling_of(args.teacher_name) if args.alpha_pooled else None
+        # Lengths do not matter to a cosine, and a last matrix of the teacher's would not fit the student.
+        teacher = LanguageModel(teacher.requires_grad_(False).eval(), Pooling(pooling.mode) if pooling else None)
     for role, model in (("teacher", teacher), ("student", student)):
         if model:
             part = model.encoder if recipe.encoder_only else model.model
@@ -207,6 +209,17 @@ def build_models(
                 role, model.model.config.model_type, model.depth, n / 1e6, trained / 1e6,
             )  # fmt: skip
     return student.to(device), teacher.to(device) if teacher else None
+
+
+def beside_encoder(args: argparse.Namespace, student: LanguageModel, teacher: LanguageModel) -> dict[str, object]:
+    """The files with which sentence-transformers takes the student for an encoder like its teacher."""
+    width = teacher.dim if args.keep_dense else None
+    if width == student.dim:
+        raise InputError("--keep_dense: the student is as wide as its teacher, so there is no Dense; leave it out.")
+    files = sentence_transformers_files(args.teacher_name, student.dim, max_length(student.model.config), width)
+    if args.keep_dense and not files:
+        raise InputError(f"--keep_dense: {args.teacher_name} has no modules.json to list a Dense in; leave it out.")
+    return files
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -250,16 +263,14 @@ def run(args: argparse.Namespace, world: World) -> int:
     if recipe.encoder_only:
         logger.info("no loss needs a vocabulary head: the encoder alone is distilled, and nothing is masked")
     student, teacher = build_models(args, recipe, student_cfg, kept, world.device)
-    if (args.alpha_cos or args.alpha_layers) and student.dim != teacher.dim:
+    if (args.alpha_cos or args.alpha_layers or args.alpha_pooled) and student.dim != teacher.dim:
         logger.info("hidden states are compared through a learned linear map from %d to %d", student.dim, teacher.dim)
     parameters = describe_run(args, text, data, tokenizer, student, teacher, dtype, world)
     if state:
         check_resume(recorded, parameters, student.uses_dropout)
     folder = None
     if world.is_master and not args.dry_run:
-        more = None
-        if recipe.encoder_only:
-            more = sentence_transformers_files(args.teacher_name, student.dim, max_length(student_cfg))
+        more = beside_encoder(args, student, teacher) if recipe.encoder_only or recipe.alpha_pooled else None
         saved = tokenizer_for(student_cfg, tokenizer)
         folder = run_folder.RunFolder(args.dump_path, parameters, saved, args.keep_checkpoints, more)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)

@@ -21,6 +21,7 @@ from corpus.tokenization import describe_tokenizer, padding_id
 from grouped_batch_sampler import GroupedBatchSampler
 from lm_seqs_dataset import LmSeqsDataset
 from models.language_model import LanguageModel
+from models.sentence_encoder import Pooling
 from training.batches import Batches, MicroBatch, MicroBatches, Padding, StepCounts
 from training.distributed import World
 from training.losses import ce_loss, cos_loss, label_loss, usual_chunk
@@ -109,8 +110,8 @@ class Remembered(LanguageModel):
     """A frozen model that several others are compared with on the same batches, in one dtype: it reads each batch only
     once, and keeps the (bs * seq_length, dim) hidden states of each."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+    def __init__(self, model: PreTrainedModel, pooling: Pooling | None = None) -> None:
+        super().__init__(model, pooling)
         self._known: dict[bytes, torch.Tensor] = {}  # by ids
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -156,13 +157,14 @@ def evaluate(
 def evaluate_hidden(
     objective: Objective, text: MicroBatches, world: World, is_pressing: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
-    """Means over the tokens of all batches, over all processes, of the terms that compare hidden states.
+    """Means over the tokens (or sequences) of all batches, over all processes, of the terms that compare hidden states.
 
     Returns: None if a process had no time left; else `hidden_loss`, their weighted sum, and each term of some weight.
     """
     objective.student.eval()
     alphas = objective.recipe.alphas
-    weights = loss_weights(alphas, StepCounts(tokens=text.batches.dataset.n_tokens))
+    dataset = text.batches.dataset
+    weights = loss_weights(alphas, StepCounts(tokens=dataset.n_tokens, sequences=len(dataset)))
     parts = torch.zeros(len(weights), dtype=torch.float64, device=world.device)  # what each term adds to the loss
     for micro_batch in _mine(text, world, is_pressing):
         s, t = objective.read_as_student(micro_batch), objective.read_as_teacher(micro_batch)

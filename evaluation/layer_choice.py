@@ -1,8 +1,9 @@
 """Which of a teacher's layers make the best start for a student, measured before any training.
 
 Each list of layers is tried untrained: the student that `models.student.with_layers` makes of it predicts held-out
-masked (or next) words beside its teacher. Beside the usual lists, layers are taken away one by one, each time the one
-that is missed least (the greedy search of Peer et al., 2022, arXiv 2105.14839).
+masked (or next) words beside its teacher, or, if that predicts no words, makes vectors of texts beside it. Besides the
+usual lists, layers are taken away one by one, each time the one that is missed least (the greedy search of Peer et al.,
+2022, arXiv 2105.14839).
 """
 
 from collections.abc import Callable
@@ -12,9 +13,14 @@ from transformers import PreTrainedModel
 
 from evaluation import held_out
 from models.language_model import LanguageModel
+from models.sentence_encoder import Pooling
 from models.student import spread_layers, with_layers
 from training.batches import MicroBatches
 from training.distributed import World
+from training.objective import Objective
+from training.recipe import Recipe
+
+OF_VECTORS = Recipe(alpha_ce=0, alpha_mlm=0, alpha_cos=1, alpha_pooled=1)
 
 
 def usual_lists(depth: int, n: int, types: list[str] | None = None) -> dict[str, list[int]]:
@@ -61,7 +67,8 @@ class Trial:
     Args:
         teacher: frozen, float32, on the world's device.
         student_type: the student's family; None for the usual one.
-        text: with the words to predict.
+        text: with the words to predict, if the teacher predicts words.
+        pooling: how it makes vectors, if it does not.
         world: of one process.
         dtype: what to compute in.
         tried: called after each list.
@@ -72,20 +79,26 @@ class Trial:
         teacher: PreTrainedModel,
         student_type: str | None,
         text: MicroBatches,
+        pooling: Pooling | None,
         world: World,
         dtype: torch.dtype,
         tried: Callable[[], None] = lambda: None,
     ) -> None:
         self.teacher, self.student_type, self.text = teacher, student_type, text
         self.world, self.dtype, self.tried = world, dtype, tried
-        self.beside = held_out.Remembered(teacher)
+        self.beside, self.of_vectors = held_out.Remembered(teacher, pooling), pooling is not None
+        self.measure = "hidden_pooled" if self.of_vectors else "kl"  # the lower, the better
 
     def metrics(self, layers: list[int]) -> dict[str, float]:
-        """The metrics of `held_out.evaluate` for a student with these layers."""
+        """The metrics of `held_out.evaluate`, or `evaluate_hidden`, for a student with these layers."""
         student = LanguageModel(with_layers(self.teacher, layers, self.student_type)).to(self.world.device)
-        metrics = held_out.evaluate(student, self.beside, self.text, self.world, self.dtype)
+        if self.of_vectors:
+            objective = Objective(OF_VECTORS, student, self.beside, self.world.device, self.dtype)
+            metrics = held_out.evaluate_hidden(objective, self.text, self.world)
+        else:
+            metrics = held_out.evaluate(student, self.beside, self.text, self.world, self.dtype)
         self.tried()
         return metrics
 
-    def kl(self, layers: list[int]) -> float:
-        return self.metrics(layers)["kl"]
+    def score(self, layers: list[int]) -> float:
+        return self.metrics(layers)[self.measure]

@@ -11,14 +11,19 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from models.families import FULL, SLIDING, family_of
+from models.sentence_encoder import Pooling
 
 
 class LanguageModel(nn.Module):
-    """A model taken apart into encoder and vocabulary head, so that only the rows of interest reach the head."""
+    """A model taken apart into encoder and vocabulary head, so that only the rows of interest reach the head.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        pooling: how it makes one vector of a text.
+    """
+
+    def __init__(self, model: PreTrainedModel, pooling: Pooling | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pooling = model, pooling or Pooling()
         self.family = family_of(model.config)
         self._vectors: dict[str, torch.Tensor] = {}
 

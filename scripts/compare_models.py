@@ -28,7 +28,7 @@ from corpus.tokenization import load_tokenizer
 from evaluation import held_out
 from evaluation.breakdown import by_layer
 from evaluation.glue import TASKS, read_task
-from evaluation.sentence_similarity import similarity_scores
+from evaluation.text_vectors import TextEncoder, similarity_scores
 from files.atomic import atomic_write
 from files.paths import check_input_file, check_output_file
 from models.families import max_length
@@ -201,7 +201,7 @@ def measure(
         else:
             result["cosine"] = held_out.evaluate_cosine(*compared)
         if pairs:
-            result["sts_b"] = similarity_scores(name, tokenizer, pairs, world.device)["score"]
+            result["sts_b"] = similarity_scores(TextEncoder(name, world.device, tokenizer), pairs)["score"]
         results.append(result)
         bar.update()
     prepared = [micro_batch.to(world.device) for micro_batch in text]

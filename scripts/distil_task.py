@@ -247,6 +247,19 @@ def write_differences(file: Path, task: Task, answers: dict[str, Answers], dev: 
     logger.info("%s: %d of %d examples", file, len(chosen), len(dev))
 
 
+def write_card(
+    args: argparse.Namespace, task: Task, teacher: str, student: str, answers: dict[str, Answers], dev: list[Example],
+    table: str,
+) -> None:  # fmt: skip
+    """The student's model card."""
+    metrics = score(task, [answers["student"].logits], [dev])
+    shown = {name: metrics[name] for name in task.metrics}
+    name, model = f"{task.name}-student", load_fine_tuned(student)[0]
+    card = make_task_card(name, model, args.student, teacher, Data(task.name), shown, args.command, table)
+    with atomic_write(Path(student) / CARD, "w") as file:
+        file.write(str(card))
+
+
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
     utils.check_needed(args, make_parser(), "augment", "augment_with")
@@ -264,13 +277,9 @@ def main(args: argparse.Namespace) -> None:
     answers = answers_of({"teacher": teacher, "student": student}, [example.texts for example in dev], args.max_length)
     write_differences(folder / "differences.tsv", task, answers, dev)
     table = table_of(task, answers, dev)
-    metrics = score(task, [answers["student"].logits], [dev])
-    shown = {name: metrics[name] for name in task.metrics}
-    name, data = f"{task.name}-student", Data(task.name)
-    card = make_task_card(name, load_fine_tuned(student)[0], args.student, teacher, data, shown, args.command, table)
-    for file, contents in ((folder / "results.md", table), (Path(student) / CARD, str(card))):
-        with atomic_write(file, "w") as out:
-            out.write(contents + "\n")
+    with atomic_write(folder / "results.md", "w") as file:
+        file.write(table + "\n")
+    write_card(args, task, teacher, student, answers, dev, table)
     print(table)
 
 

@@ -183,9 +183,10 @@ class OnnxModel:
     Args:
         file: of `export`.
         n_threads: to use; 0: as many as ONNX Runtime likes.
+        output: which to return; None: the first.
     """
 
-    def __init__(self, file: Path, n_threads: int = 0) -> None:
+    def __init__(self, file: Path, n_threads: int = 0, output: str | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -199,10 +200,11 @@ class OnnxModel:
                 f"scripts/export_onnx.py."
             ) from None
         self.names = [part.name for part in self.session.get_inputs()]
+        self.output = output or self.session.get_outputs()[0].name
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        """The first output, float32."""
-        return self.session.run(None, {name: batch[name].numpy() for name in self.names})[0]
+        """The output, float32."""
+        return self.session.run([self.output], {name: batch[name].numpy() for name in self.names})[0]
 
 
 def deviation(output: np.ndarray, expected: np.ndarray) -> float:

@@ -37,6 +37,7 @@ from files.paths import check_new_folder, check_output_file
 from models.families import FAMILIES, family_of, max_length
 from models.language_model import LanguageModel
 from models.loading import load_with_or_without_head, save_model
+from models.sentence_encoder import Pooling, pooling_of
 from models.student import build_student, extract, usual_layers
 from training.distributed import add_precision_flags, choose_dtype, single_process
 from utils import InputError, integer, logger, path
@@ -97,8 +98,12 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError("--choose_layers needs text to try the layers on: give it with --data_file.")
 
 
-def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel, tokenizer) -> list[int]:
-    """Prints a table of the lists tried, best first, and returns the best."""
+def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel, tokenizer, pooling: Pooling | None) -> list[int]:
+    """Prints a table of the lists tried, best first, and returns the best.
+
+    Args:
+        pooling: of a teacher that guesses no words.
+    """
     depth, n = teacher.config.num_hidden_layers, args.n_layers or len(usual_layers(teacher.config))
     if n >= depth:
         raise InputError(f"--n_layers {n}: the teacher has {depth}; choose fewer.")
@@ -106,30 +111,30 @@ def choose_layers(args: argparse.Namespace, teacher: PreTrainedModel, tokenizer)
     text.verify()
     causal, length = family_of(teacher.config).causal, max_length(teacher.config)
     sequences = np.unique(np.linspace(0, len(text) - 1, args.n_sequences).astype(int))
-    words = held_out.held_out_batches(text, tokenizer, length, not causal, sequences)
+    words = held_out.held_out_batches(text, tokenizer, length, not (causal or pooling), sequences)
     world = single_process(args.n_gpu)
     teacher = teacher.eval().requires_grad_(False).to(world.device)
     lists = usual_lists(depth, n, getattr(teacher.config, "layer_types", None))
     total = n_trials(depth, n) + len(lists) + 1
     with utils.progress_bar(True, True, desc="lists of layers", total=total) as bar:
-        trial = Trial(teacher, args.student_type, words, world, choose_dtype(args, world.device), bar.update)
-        lists = {"taken away one by one": one_by_one(depth, n, trial.kl)} | lists
+        trial = Trial(teacher, args.student_type, words, pooling, world, choose_dtype(args, world.device), bar.update)
+        lists = {"taken away one by one": one_by_one(depth, n, trial.score)} | lists
         rows = {name: trial.metrics(layers) for name, layers in lists.items()}
     teacher.to("cpu")
-    loss = held_out.LOSS[causal]
-    best_first = sorted(rows, key=lambda name: rows[name]["kl"])
-    cells = [
-        [
-            name, " ".join(map(str, lists[name])), f"{rows[name]['kl']:.3f}", f"{rows[name][loss]:.3f}",
-            f"{100 * rows[name]['agreement']:.1f} %",
-        ]
-        for name in best_first
-    ]  # fmt: skip
-    teachers = next(iter(rows.values()))["teacher_loss"]
-    print(f"\n{utils.markdown_table(['choice', 'layers', 'KL', 'loss', 'as teacher'], cells)}\n")
-    print(
-        f"KL to the teacher and loss in nats a word, on {len(sequences)} sequences; the teacher's loss: {teachers:.3f}"
-    )
+    best_first = sorted(rows, key=lambda name: rows[name][trial.measure])
+    columns = {"vectors": "hidden_pooled", "hidden states": "hidden_cos"}
+    said = f"1 - cosine to the teacher's, of vectors and of hidden states, on {len(sequences)} sequences"
+    if not pooling:
+        columns = {"KL": "kl", "loss": held_out.LOSS[causal], "as teacher": "agreement"}
+        said = f"KL to the teacher and loss in nats a word, on {len(sequences)} sequences; the teacher's loss: "
+        said += f"{rows[best_first[0]]['teacher_loss']:.3f}"
+    cells = []
+    for name in best_first:
+        values = [f"{rows[name][key]:.3f}" for key in columns.values()]
+        if not pooling:
+            values[-1] = f"{100 * rows[name]['agreement']:.1f} %"
+        cells.append([name, " ".join(map(str, lists[name])), *values])
+    print(f"\n{utils.markdown_table(['choice', 'layers', *columns], cells)}\n\n{said}")
     return lists[best_first[0]]
 
 
@@ -152,13 +157,13 @@ def main(args: argparse.Namespace) -> None:
     needs_tokenizer = args.save_model or args.choose_layers
     tokenizer = load_tokenizer(args.tokenizer_name or args.model_name) if needs_tokenizer else None
     teacher, without_head = load_with_or_without_head(args.model_name, "teacher")
-    if without_head and args.choose_layers:
-        raise InputError(f"--choose_layers lets layers guess words, but {args.model_name} has no language-model head.")
     if args.model_type and teacher.config.model_type != args.model_type:
         raise InputError(f"--model_type {args.model_type}: {args.model_name} is a {teacher.config.model_type}.")
-    layers = (
-        choose_layers(args, teacher, tokenizer) if args.choose_layers else args.layers or usual_layers(teacher.config)
-    )
+    if args.choose_layers:
+        pooling = pooling_of(args.model_name) or Pooling() if without_head else None
+        layers = choose_layers(args, teacher, tokenizer, pooling)
+    else:
+        layers = args.layers or usual_layers(teacher.config)
     config, state = extract(teacher, layers, args.vocab_transform, args.student_type)
     if without_head:
         logger.info("%s has no language-model head: the encoder alone is taken", args.model_name)

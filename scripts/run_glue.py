@@ -33,9 +33,9 @@ from evaluation import scores
 from evaluation.augmentation import add_augmentation_flags, rewritten
 from evaluation.fine_tuning import FineTuner, Settings, add_settings_flags, encode, load_for
 from evaluation.glue import TASKS, Example, Task, read_task, score
-from evaluation.sentence_similarity import similarity_scores
 from evaluation.task_card import CARD, Data, make_task_card
 from evaluation.task_distillation import Distillation, add_distillation_flags, check_shared_vocabulary, distil
+from evaluation.text_vectors import TextEncoder, similarity_scores
 from files.atomic import append_json_lines, atomic_folder
 from files.paths import check_output_file, check_output_folder
 from models.loading import save_model
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--hidden_states",
         action="store_true",
-        help="also STS-B without fine-tuning: how well the cosine of mean last hidden states ranks the pairs",
+        help="also STS-B without fine-tuning: how well the cosine of the texts' vectors ranks the pairs",
     )
     group = parser.add_argument_group("fine-tuning")
     group.add_argument(
@@ -170,7 +170,7 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
     if pairs:
         for name in names:
             record = models[name] | {"task": HIDDEN_STATES, "seed": None}
-            yield record, partial(similarity_scores, name, tokenizers[name], pairs, device)
+            yield record, lambda name=name: similarity_scores(TextEncoder(name, device, tokenizers[name]), pairs)
     copies = {task.name: copies_of(args, task, data[task.name][0], device) for task in tasks if args.augment}
     for seed in dict.fromkeys(args.seeds):
         for task in tasks:

@@ -12,7 +12,7 @@ from workspace import ROOT
 ORDER = (
     "train",
     "distiller",
-    "evaluation: task_card own_task breakdown layer_choice sentence_similarity squad task_distillation "
+    "evaluation: task_card own_task breakdown layer_choice text_vectors squad task_distillation "
     "augmentation fine_tuning scores glue held_out",
     "training: configurations dry_run meter optimization objective batches masking relation_loss losses run_folder "
     "checkpoint flags recipe model_card metrics_files distributed stop_signal",
@@ -20,7 +20,7 @@ ORDER = (
     "corpus: vocabulary_trimming overlap statistics token_counts files tokenization documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: as_bert sentence_encoder trimming student flops loading memory language_model families",
+    "models: as_bert trimming student flops loading memory language_model sentence_encoder families",
     "files: json_reader plain_pickle paths atomic",
     "utils",
 )

@@ -31,7 +31,8 @@ RECIPES = {
     "relation": {**ONLY, "alpha_relation": 3.0, "relation_heads": 8},
     "relation of another layer": {**ONLY, "alpha_relation": 3.0, "relation_layer": 1},
     "layers": {**ONLY, "alpha_layers": 2.0, "teacher_layers": [2, 1]},
-    "all": {"alpha_mse": 0.01, "alpha_relation": 0.1, "alpha_layers": 0.5},
+    "pooled": {**ONLY, "alpha_pooled": 2.0},
+    "all": {"alpha_mse": 0.01, "alpha_relation": 0.1, "alpha_layers": 0.5, "alpha_pooled": 0.3},
     "all at masks": {"alpha_mse": 0.01, "restrict_ce_to_mask": True},
 }
 
@@ -42,7 +43,7 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
     `batches` are (input_ids, attended, lm_labels) triples, each (bs, seq_length); labels are -100 where there is none.
     `widen` is (t_dim, s_dim), for a student of another width.
     """
-    kl, mse, n_kl, hard, n_hard, cos, n_cos, relation, layers = (0.0,) * 9
+    kl, mse, n_kl, hard, n_hard, cos, n_cos, relation, layers, pooled, n_pooled = (0.0,) * 11
     for input_ids, attended, labels in batches:
         out_s = student(input_ids, attention_mask=attended.long(), output_hidden_states=True)
         with torch.no_grad():
@@ -67,6 +68,10 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
         h_s = h_s if widen is None else h_s @ widen.T
         cos = cos + (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).sum()
         n_cos += attended.sum()
+        for each_s, each_t, real in zip(out_s.hidden_states[-1], out_t.hidden_states[-1], attended, strict=True):
+            mean_s, mean_t = each_s[real].mean(0), each_t[real].mean(0)
+            pooled = pooled + 1 - F.cosine_similarity(mean_s if widen is None else widen @ mean_s, mean_t, dim=0)
+            n_pooled += 1
         if recipe.alpha_layers:
             first, second = recipe.teacher_layers or [0, 3]  # evenly spread
             for state, followed in enumerate((0, first + 1, second + 1)):
@@ -87,6 +92,7 @@ def straightforward(student, teacher, batches, recipe: Recipe, widen=None) -> to
         + recipe.alpha_cos * cos / n_cos
         + recipe.alpha_relation * relation / n_cos
         + recipe.alpha_layers * layers / n_cos
+        + recipe.alpha_pooled * pooled / n_pooled
     )
 
 
@@ -156,7 +162,7 @@ def test_masked_losses_equal_the_formula(name, tokenizer, teacher):
     assert_gradients_equal(gradients, exact)
 
 
-@pytest.mark.parametrize("term", ["alpha_cos", "alpha_layers"])
+@pytest.mark.parametrize("term", ["alpha_cos", "alpha_layers", "alpha_pooled"])
 def test_a_student_of_another_width_is_compared_through_a_projection_that_learns_too(tokenizer, teacher, term):
     recipe = Recipe(**{**ONLY, term: 1.0}, max_grad_norm=1e9, learning_rate=1e-3, warmup_prop=0.0)
     config = half_depth_config(teacher.config)

@@ -16,6 +16,7 @@ from workspace import load_tokenizer, rows_of, run, train, weights_of
 from corpus.files import open_corpus
 from corpus.tokenization import describe_tokenizer
 from evaluation.held_out import held_out_sequences
+from evaluation.text_vectors import TextEncoder, vectors_of
 from lm_seqs_dataset import LmSeqsDataset
 from models.sentence_encoder import KEYS, MODE, Pooling, pooling_of, sentence_transformers_files
 
@@ -122,7 +123,30 @@ def test_the_pooling_is_told_in_every_version_s_words(tmp_path, capsys):
         assert pooling_of(str(tmp_path)) == Pooling(mode, normalized=True)
     file.write_text(json.dumps({MODE: ["cls", "max"]}))
     assert pooling_of(str(tmp_path)) is None
-    assert "pools its hidden states by cls and max, which is not supported here" in capsys.readouterr().err
+    assert "makes its vectors by cls and max, which is not supported here" in capsys.readouterr().err
+
+
+def test_a_narrow_student_keeps_its_way_to_the_teachers_vectors(workspace, encoder, tmp_path, capsys):
+    run, narrow = tmp_path / "run", ["--dim", 16, "--n_heads", 4, "--hidden_dim", 32, "--n_layers", 2]
+    flags = ["--teacher_name", encoder, *HIDDEN, "--alpha_cos", 0, "--alpha_pooled", 1, "--keep_dense"]
+    train(workspace, run, *flags, expect=2)
+    assert "is as wide as its teacher" in capsys.readouterr().err
+    train(
+        workspace, run, *flags, *narrow, "--learning_rate", 3e-3, "--batch_size", 8, "--gradient_accumulation_steps", 1
+    )
+    for folder in (run, run / "best"):
+        kinds = [module["type"].rpartition(".")[2] for module in json.loads((folder / "modules.json").read_text())]
+        assert kinds == ["Transformer", "Pooling", "Dense", "Normalize"]
+        settings = json.loads((folder / "2_Dense" / "config.json").read_text())
+        assert (settings["in_features"], settings["out_features"], settings["bias"]) == (16, 32, False)
+    (state,) = run.glob("checkpoints/step_*/state.pth")
+    widening = torch.load(state, weights_only=True)["widening"]["linear.weight"]
+    assert torch.equal(pooling_of(str(run)).dense, widening)
+    texts = ["the cat sees the garden", "an old sailor paints a letter before it rains"]
+    s, t = (vectors_of(TextEncoder(str(folder), torch.device("cpu")), texts) for folder in (run, encoder))
+    assert s.shape == t.shape == (2, 32)
+    first, *_, last = (row for row in rows_of(run) if row["kind"] == "valid")
+    assert last["hidden_pooled"] < first["hidden_pooled"]
 
 
 def test_no_more_is_read_than_the_student_takes(tmp_path):

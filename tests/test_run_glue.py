@@ -14,7 +14,7 @@ from workspace import load_tokenizer, run
 from evaluation import fine_tuning
 from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
 from evaluation.glue import TASKS, read_task
-from evaluation.sentence_similarity import mean_hidden_states
+from evaluation.text_vectors import TextEncoder, vectors_of
 from utils import RunError
 
 
@@ -199,7 +199,7 @@ def test_mean_hidden_states_are_those_of_each_text_alone(workspace, student, glu
 
     tokenizer = load_tokenizer(student)
     texts = [text for example in read_task(TASKS["STS-B"], str(glue))[1][0] for text in example.texts]
-    states = mean_hidden_states(str(student), tokenizer, texts, torch.device("cpu"))
+    states = vectors_of(TextEncoder(str(student), torch.device("cpu")), texts)
     model = AutoModel.from_pretrained(student, dtype=torch.float32).eval()
     with torch.no_grad():
         for i in (0, 13, len(texts) - 1):

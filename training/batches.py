@@ -63,6 +63,12 @@ class MicroBatch:
         return self.row_positions[: len(self.labels)]
 
     @property
+    def attended(self) -> torch.Tensor:
+        """(bs, seq_length) bool, what is no padding."""
+        mask = self.attention_mask
+        return torch.ones_like(self.input_ids, dtype=torch.bool) if mask is None else mask
+
+    @property
     def lengths(self) -> torch.Tensor:
         """(bs,) int64, tokens of each sequence."""
         if self.attention_mask is None:
@@ -248,6 +254,7 @@ class StepCounts(NamedTuple):
     rows: float = 0  # that reach the vocabulary head
     labels: float = 0
     pairs: float = 0  # of tokens that attend to each other: the sum of squared lengths
+    sequences: float = 0
 
     @classmethod
     def of(cls, micro_batches: list[MicroBatch]) -> "StepCounts":
@@ -257,6 +264,7 @@ class StepCounts(NamedTuple):
             sum(len(micro_batch.row_positions) for micro_batch in micro_batches),
             sum(len(micro_batch.labels) for micro_batch in micro_batches),
             sum(int(micro_batch.lengths.square().sum()) for micro_batch in micro_batches),
+            sum(len(micro_batch.input_ids) for micro_batch in micro_batches),
         )
 
     def over_all(self, world: World) -> "StepCounts":

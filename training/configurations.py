@@ -17,7 +17,8 @@ from utils import InputError, n_cores
 
 
 def needs_teacher(args: argparse.Namespace) -> bool:
-    return any((args.alpha_ce, args.alpha_mse, args.alpha_cos, args.alpha_relation, args.alpha_layers))
+    terms = ("ce", "mse", "cos", "relation", "layers", "pooled")
+    return any(getattr(args, f"alpha_{term}") for term in terms)
 
 
 def student_config(

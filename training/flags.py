@@ -136,6 +136,17 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
         help="which layer of the teacher each of the student's follows (default: the one it was taken from, as the "
         "JSON of extract_for_distil.py says; otherwise evenly spread)",
     )
+    add(
+        "--alpha_pooled",
+        type=real(0, 1e6),
+        help="direction of the vector that a sentence encoder makes of a text, by its own pooling (%(default)s)",
+    )
+    add(
+        "--keep_dense",
+        action="store_true",
+        help="of a student of another width: keep the map to the teacher's width in the output, as a step of "
+        "sentence-transformers, so that vectors of both can be compared",
+    )
     add("--temperature", type=real(0.01, 1000), help="of both softmaxes in the KL (%(default)s)")
     add(
         "--restrict_ce_to_mask",
@@ -255,6 +266,7 @@ def sanity_checks(args: argparse.Namespace) -> None:
         raise InputError("--force starts over and --resume continues: give one of them.")
     utils.check_needed(args, make_parser(""), "alpha_relation", "relation_layer", "relation_heads")
     utils.check_needed(args, make_parser(""), "alpha_layers", "teacher_layers")
+    utils.check_needed(args, make_parser(""), "alpha_pooled", "keep_dense")
     if args.tokens_per_batch and not args.group_by_size:
         raise InputError("--tokens_per_batch needs sequences grouped by length: leave out --no-group_by_size.")
     given = [f"--{name}" for name in ARCHITECTURE if getattr(args, name) is not None]

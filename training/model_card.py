@@ -81,7 +81,7 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
         parameters: every flag of the run, and its `command`.
         metrics: the records of metrics.jsonl so far.
     """
-    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation", "layers"))
+    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation", "layers", "pooled"))
     teacher = parameters["teacher_name"] if distilled else None
     on_words = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "mlm", "clm"))
     task = "feature-extraction" if not on_words else "text-generation" if parameters["alpha_clm"] else "fill-mask"

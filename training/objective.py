@@ -27,14 +27,14 @@ from utils import InputError
 
 
 def loss_weights(alphas: dict[str, float], counts: StepCounts) -> dict[str, float]:
-    """Each term's alpha, divided by the number of rows, labels, or tokens of the whole step, on all processes, that the
-    term is a mean over.
+    """Each term's alpha, divided by the number of rows, labels, tokens, or sequences of the whole step, on all
+    processes, that the term is a mean over.
 
     The gradients of all micro-batches and processes then add up to the gradient of that mean, whatever their sizes.
     """
     divisors = {
         "ce": counts.rows, "mse": counts.rows, "mlm": counts.labels, "clm": counts.labels, "cos": counts.tokens,
-        "relation": counts.tokens, "layers": counts.tokens,
+        "relation": counts.tokens, "layers": counts.tokens, "pooled": counts.sequences,
     }  # fmt: skip
     return {term: alpha / max(1, divisors[term]) for term, alpha in alphas.items()}
 
@@ -71,7 +71,7 @@ class Objective:
     ) -> None:  # fmt: skip
         self.recipe, self.student, self.device, self.dtype = recipe, student, device, dtype
         self.teacher = teacher if recipe.uses_teacher else None
-        compares_states = recipe.alpha_cos or recipe.alpha_layers
+        compares_states = recipe.alpha_cos or recipe.alpha_layers or recipe.alpha_pooled
         self.widening = Widening(student.dim, teacher.dim if compares_states else student.dim).to(device)
         self.t_projection = Projection.of(teacher.projection, dtype) if recipe.uses_teacher_logits else None
         heads = recipe.uses_logits, recipe.uses_teacher_logits
@@ -159,4 +159,14 @@ class Objective:
             layers = weights["layers"] * layer_loss(widened, t.states)
             loss = loss + layers
             parts["layers"] = layers.detach().double()
+        if "pooled" in weights:
+            s_pooled, t_pooled = (self._pool(outputs.hidden, micro_batch) for outputs in (s, t))  # (bs, dim)
+            pooled = weights["pooled"] * cos_loss(self.widening(s_pooled), t_pooled)
+            loss = loss + pooled
+            parts["pooled"] = pooled.detach().double()
         return loss, torch.stack([parts[term] for term in weights])
+
+    def _pool(self, hidden: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
+        """(bs * seq_length, dim) -> (bs, dim), as the teacher does it."""
+        states = at_least_float32(hidden).unflatten(0, micro_batch.input_ids.shape)
+        return self.teacher.pooling(states, micro_batch.attended)

@@ -22,6 +22,7 @@ class Recipe:
     relation_heads: int | None = None
     alpha_layers: float = 0.0
     teacher_layers: list[int] | None = None
+    alpha_pooled: float = 0.0
     temperature: float = 2.0
     restrict_ce_to_mask: bool = False
     # masking
@@ -64,12 +65,13 @@ class Recipe:
     @property
     def alphas(self) -> dict[str, float]:
         """What each term of the loss is multiplied by, without those that are left out."""
-        terms = ("ce", "mse", "mlm", "clm", "cos", "relation", "layers")
+        terms = ("ce", "mse", "mlm", "clm", "cos", "relation", "layers", "pooled")
         return {term: alpha for term in terms if (alpha := getattr(self, f"alpha_{term}"))}
 
     @property
     def uses_teacher(self) -> bool:
-        return self.uses_teacher_logits or self.alpha_cos > 0 or self.alpha_relation > 0 or self.alpha_layers > 0
+        of_states = (self.alpha_cos, self.alpha_relation, self.alpha_layers, self.alpha_pooled)
+        return self.uses_teacher_logits or any(of_states)
 
     @property
     def uses_teacher_logits(self) -> bool:

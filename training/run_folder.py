@@ -33,6 +33,7 @@ from files.atomic import (
 from files.json_reader import read_json, read_json_lines
 from files.paths import check_output_folder
 from models.loading import save_weights
+from models.sentence_encoder import DENSE_FILE, DENSE_FOLDER, dense_file
 from training import model_card
 from training.checkpoint import load_newest, save_checkpoint, steps_of
 from training.metrics_files import METRICS, MetricsFiles
@@ -52,7 +53,8 @@ OUTPUT_FILES = (  # --force removes these and nothing else, and writes PARAMETER
     METRICS, CHECKPOINTS, BEST, "git_log.json", "checkpoint.pth", "model_epoch_*.pth",
     "log/train/events.out.*", "README.md", "config.json", "generation_config.json", "model.safetensors",
     "tokenizer*.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json",
-    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling", UNFINISHED,
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling",
+    DENSE_FOLDER, UNFINISHED,
 )  # fmt: skip
 
 
@@ -125,6 +127,7 @@ class RunFolder:
                 self._save_tensors(name, state["student"])
             with replacing_files(self.path) as temporary:
                 save_weights(model, temporary)
+            self._save_dense(self.path, state["widening"])
             card = model_card.make_card(
                 self.path.resolve().name, model, self.parameters, read_metrics(self.path / METRICS)
             )
@@ -141,13 +144,17 @@ class RunFolder:
                 f"one before it is kept: make room, and continue with --resume."
             ) from None
 
-    def save_best(self, model: PreTrainedModel) -> None:
-        """The model with the best held-out loss so far, for `from_pretrained`. Raises: RunError as `save`."""
+    def save_best(self, model: PreTrainedModel, widening: dict) -> None:
+        """The model with the best held-out loss so far, for `from_pretrained`, and what widens its hidden states.
+
+        Raises: RunError as `save`.
+        """
         best = self.path / BEST
         try:
             with atomic_folder(best) as temporary:
                 save_weights(model, temporary)
                 self._save_beside_model(temporary)
+                self._save_dense(temporary, widening)
         except OSError as error:
             raise RunError(f"{best} could not be written ({reason_of(error)}); make room, and use --resume.") from None
 
@@ -156,6 +163,11 @@ class RunFolder:
         for name, contents in self.beside_model.items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, contents)
+
+    def _save_dense(self, folder: Path, widening: dict) -> None:
+        if f"{DENSE_FOLDER}/config.json" in self.beside_model:
+            with atomic_write(folder / DENSE_FILE) as file:
+                file.write(dense_file(widening["linear.weight"]))
 
     def _save_tensors(self, name: str, value: dict) -> None:
         with atomic_write(self.path / name) as file:
