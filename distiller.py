@@ -86,7 +86,7 @@ class Distiller:
         self.epoch = self.steps_of_epoch = 0  # steps done in this epoch
         self.n_done = 0  # steps done in all
         self.best_loss, self.owes_evaluation = math.inf, False  # held-out
-        self.stop = StopSignal()
+        self.stop, self.must_stop = StopSignal(), False  # a signal to this process, and to any
         self.free_memory = FreeMemory(world.device)
 
     def _prepare_models(self) -> None:
@@ -132,7 +132,8 @@ class Distiller:
             self.optimization.backward(loss)
             parts += its_parts
             self.meter.advance(len(micro_batch.input_ids))
-        if self.world.any(self.stop.is_pressing):
+        is_pressing, self.must_stop = self.world.any(self.stop.is_pressing, self.stop.came)
+        if is_pressing:
             self.optimization.forget_gradients()
             return False
         bad = self.optimization.step(parts)
@@ -158,9 +159,9 @@ class Distiller:
                 if self.n_done == self.n_steps:
                     self.save()
             while self.epoch < recipe.n_epoch:
-                for micro_batches in self.steps():
-                    counts = StepCounts.of(micro_batches).over_all(world)
-                    if world.any(self.stop.came) or not self.step(micro_batches, counts):
+                for micro_batches, counts in self.steps():
+                    alone_and_told = world.size == 1 and self.stop.came
+                    if self.must_stop or alone_and_told or not self.step(micro_batches, counts):
                         self.save()
                         return self.stop.name or "a signal to another process"
                     self._after_step()
@@ -171,9 +172,18 @@ class Distiller:
                 self.save(epoch=self.epoch - 1)
         return self.stop.name if self.owes_evaluation else None
 
-    def steps(self) -> Iterator[list[MicroBatch]]:
-        """This process's micro-batches of each step that remains in the epoch."""
-        return self.data.steps(self.recipe, self.world, self.epoch, self.steps_of_epoch)
+    def steps(self) -> Iterator[tuple[list[MicroBatch], StepCounts]]:
+        """This process's micro-batches of each step that remains in the epoch, and what all processes have in it.
+
+        The processes tell one another what their next step holds before they take this one, so that none waits for it.
+        """
+        loaded = self.data.steps(self.recipe, self.world, self.epoch, self.steps_of_epoch)
+        told = ((micro_batches, StepCounts.of(micro_batches).over_all(self.world)) for micro_batches in loaded)
+        this = next(told, None)
+        while this:
+            following = next(told, None)
+            yield this[0], this[1]()
+            this = following
 
     def _after_step(self) -> None:
         """Logs, evaluates, and saves, each when it is due."""

@@ -145,7 +145,7 @@ def evaluate(
     for micro_batch in _mine(text, world, is_pressing):
         values = _values(student, teacher, micro_batch, dtype)  # (names, n_labels)
         sums += torch.cat([values.new_tensor([values.shape[1]]), values.sum(1)])
-    if world.any(is_pressing()):
+    if any(world.any(is_pressing())):
         return None
     world.all_reduce(sums)
     loss, *others = (sums[1:] / sums[0]).tolist()
@@ -169,7 +169,7 @@ def evaluate_hidden(
     for micro_batch in _mine(text, world, is_pressing):
         s, t = objective.read_as_student(micro_batch), objective.read_as_teacher(micro_batch)
         parts += objective(s, t, micro_batch, weights)[1]
-    if world.any(is_pressing()):
+    if any(world.any(is_pressing())):
         return None
     world.all_reduce(parts)
     means = {f"hidden_{term}": part / alphas[term] for term, part in zip(alphas, parts.tolist(), strict=True)}

@@ -124,8 +124,7 @@ Step = tuple[list[MicroBatch], StepCounts]
 
 def steps_of(distiller: Distiller, n: int) -> list[Step]:
     """The first steps of an epoch, as train.py loads them."""
-    loaded = itertools.islice(distiller.steps(), n)
-    return [(micro_batches, StepCounts.of(micro_batches)) for micro_batches in loaded]
+    return list(itertools.islice(distiller.steps(), n))
 
 
 # ------------------------------------------------------------------------------------------------------------- counting

@@ -302,10 +302,10 @@ def report_exchange(optimization: Optimization, step: float, rounds: int, world:
 
 
 def seconds_of_exchange(optimization: Optimization, world: World, rounds: int) -> float:
-    """The median; all processes begin together."""
+    """The median."""
     seconds = []
     for _ in range(rounds + 1):
-        world.any(False)
+        world.any(False)  # all begin together
         start = now(world.device)
         optimization.exchange(torch.zeros(3, dtype=torch.float64, device=world.device))
         seconds.append(now(world.device) - start)

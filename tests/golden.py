@@ -31,7 +31,7 @@ from models.families import DROPOUT, family_of
 from models.language_model import LanguageModel
 from models.loading import auto_class
 from models.student import half_depth_config
-from training.batches import Batches, MicroBatches, Padding, RunData, StepCounts
+from training.batches import Batches, MicroBatches, Padding, RunData
 from training.distributed import World
 from training.masking import Masking
 from training.recipe import Recipe
@@ -85,8 +85,8 @@ def losses_of(family: str, recipe: Recipe, changes: dict) -> list[dict[str, floa
 
     distiller.optimization.optimizer.register_step_pre_hook(note_norm)
     rows = []
-    for micro_batches in itertools.islice(distiller.steps(), N_STEPS):
-        distiller.step(micro_batches, StepCounts.of(micro_batches))
+    for micro_batches, counts in itertools.islice(distiller.steps(), N_STEPS):
+        distiller.step(micro_batches, counts)
         metrics, _ = distiller.meter.read(distiller.n_done, 0.0)
         rows.append({name: value for name, value in metrics.items() if name.startswith("loss")} | {"norm": norms[-1]})
     return rows

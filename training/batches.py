@@ -10,7 +10,7 @@ reach the vocabulary head; voc_size. A position is an index into a flattened mic
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -267,11 +267,17 @@ class StepCounts(NamedTuple):
             sum(len(micro_batch.input_ids) for micro_batch in micro_batches),
         )
 
-    def over_all(self, world: World) -> "StepCounts":
-        """Summed over the processes, in main memory, so that no device is waited for."""
+    def over_all(self, world: World) -> Callable[[], "StepCounts"]:
+        """Begins to sum them over the processes, in main memory, so that no device is waited for. Returns: what waits
+        for the sums."""
         counts = torch.tensor(self, dtype=torch.float64)
-        world.all_reduce(counts)
-        return StepCounts(*counts.tolist())
+        wait = world.begin_all_reduce(counts, "counts")
+
+        def finish() -> StepCounts:
+            wait()
+            return StepCounts(*counts.tolist())
+
+        return finish
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class World:
     local_rank: int = 0
     size: int = 1
     store: dist.Store | None = None
+    waits: Counter = field(default_factory=Counter)  # seconds, by what was exchanged
 
     def __enter__(self) -> "World":
         return self
@@ -82,19 +84,34 @@ class World:
     def is_master(self) -> bool:
         return self.rank == 0
 
-    def all_reduce(self, tensor: torch.Tensor) -> None:
-        """Sums `tensor` over all processes, in place: over gloo if it lies in main memory, over NCCL on a GPU."""
-        if self.size > 1:
-            with _telling_of_lost_processes():
-                dist.all_reduce(tensor)
+    def all_reduce(self, tensor: torch.Tensor, what: str = "other") -> None:
+        """Sums `tensor` over all processes, in place: over gloo if it lies in main memory, over NCCL on a GPU.
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is true on any process. Exchanged in main memory, so that no device is waited for."""
+        Args:
+            what: under which name `waits` has the time.
+        """
+        self.begin_all_reduce(tensor, what)()
+
+    def begin_all_reduce(self, tensor: torch.Tensor, what: str = "other") -> Callable[[], None]:
+        """As `all_reduce`, without waiting. Returns: what waits; until then, `tensor` may not be looked at."""
         if self.size == 1:
-            return flag
-        n = torch.tensor(float(flag))
-        self.all_reduce(n)
-        return n.item() > 0
+            return lambda: None
+        with _telling_of_lost_processes():
+            exchange = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            start = time.perf_counter()
+            with _telling_of_lost_processes():
+                exchange.wait()
+            self.waits[what] += time.perf_counter() - start
+
+        return wait
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each is true on any process. Exchanged in main memory, so that no device is waited for."""
+        n = torch.tensor([float(flag) for flag in flags])
+        self.all_reduce(n, "flags")
+        return tuple((n > 0).tolist())
 
     def make_once(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays that `make` returns: made by one process of each machine, mapped from a file by the others.

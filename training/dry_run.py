@@ -88,8 +88,7 @@ def time_steps(distiller, n_steps: int) -> tuple[int, float, float, float]:
         for done in range(warm_up + n_steps):
             if done == warm_up:
                 start = now(device)
-            micro_batches = next(steps)
-            counts = StepCounts.of(micro_batches).over_all(distiller.world)
+            micro_batches, counts = next(steps)
             distiller.step(micro_batches, counts)
             if done >= warm_up:
                 tokens += counts.tokens
