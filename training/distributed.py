@@ -109,6 +109,8 @@ class World:
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether each is true on any process. Exchanged in main memory, so that no device is waited for."""
+        if self.size == 1:
+            return flags
         n = torch.tensor([float(flag) for flag in flags])
         self.all_reduce(n, "flags")
         return tuple((n > 0).tolist())
