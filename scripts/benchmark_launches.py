@@ -88,6 +88,7 @@ class Setup:
 
     Args:
         tokens_per_micro_batch: see `Recipe`.
+        dtype: what to compute in.
 
     Attributes:
         typed: the recipe as people type it.
@@ -97,8 +98,10 @@ class Setup:
 
     price = MICRO_BATCH_PRICE["cuda"]
 
-    def __init__(self, size: Size, world: World, tokens_per_micro_batch: int) -> None:
-        self.size, self.world, self.device = size, world, world.device
+    def __init__(
+        self, size: Size, world: World, tokens_per_micro_batch: int, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        self.size, self.world, self.device, self.dtype = size, world, world.device, dtype
         self.sequences = draw_sequences(size.n_sequences, np.random.default_rng(0), size.voc_size)
         self.typed = Recipe(gradient_accumulation_steps=size.batches, tokens_per_micro_batch=tokens_per_micro_batch)
         self.large = replace(self.typed, tokens_per_batch=size.tokens, gradient_accumulation_steps=1)
@@ -116,7 +119,7 @@ class Setup:
             student = build_student(half_depth_config(teacher.config), None)
         freeze(student, FAMILIES["distilbert"].positions)
         models = LanguageModel(student), LanguageModel(teacher)
-        return Distiller(recipe, *models, data, self.world, torch.bfloat16, None)
+        return Distiller(recipe, *models, data, self.world, self.dtype, None)
 
 
 Step = tuple[list[MicroBatch], StepCounts]

@@ -42,6 +42,8 @@ MEASURING = {  # what scripts do for long once their flags are known to be right
     "benchmark_gpu": {"run_parts": []},
     "benchmark_kernels": dict.fromkeys(["ceilings", "vocabulary", "attention"], ()),
     "benchmark_launches": {"report": ""},
+    "benchmark_scaling": {"measure_apart": {"processes": 1, "seconds": 1.0, "tokens": 1.0, "waits": [0.0] * 3,
+                                            "where": ""}},
     "benchmark_corpus": dict.fromkeys(["benchmark_tokenizing", "benchmark_dump", "benchmark_memory",
                                        "benchmark_opening_and_counting", "benchmark_set_up"]),
 }  # fmt: skip
@@ -134,6 +136,7 @@ def right_flags(workspace, tmp_path_factory):
         "benchmark_gpu": ["--tiny", "--output", out / "gpu.md"],
         "benchmark_kernels": ["--tiny"],
         "benchmark_launches": ["--tiny"],
+        "benchmark_scaling": ["--tiny"],
         "benchmark_training": ["--cases", "tiny", "--n_gpu", 0],
         "train_vocabulary": ["--file_path", short, "--vocab_size", 100, "--output", out / "vocabulary"],
     }  # fmt: skip

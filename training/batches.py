@@ -271,7 +271,7 @@ class StepCounts(NamedTuple):
         """Begins to sum them over the processes, in main memory, so that no device is waited for. Returns: what waits
         for the sums."""
         counts = torch.tensor(self, dtype=torch.float64)
-        wait = world.begin_all_reduce(counts, "counts")
+        wait = world.begin_all_reduce(counts)
 
         def finish() -> StepCounts:
             wait()

@@ -13,9 +13,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,6 @@ class World:
     local_rank: int = 0
     size: int = 1
     store: dist.Store | None = None
-    waits: Counter = field(default_factory=Counter)  # seconds, by what was exchanged
 
     def __enter__(self) -> "World":
         return self
@@ -84,15 +82,11 @@ class World:
     def is_master(self) -> bool:
         return self.rank == 0
 
-    def all_reduce(self, tensor: torch.Tensor, what: str = "other") -> None:
-        """Sums `tensor` over all processes, in place: over gloo if it lies in main memory, over NCCL on a GPU.
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Sums `tensor` over all processes, in place: over gloo if it lies in main memory, over NCCL on a GPU."""
+        self.begin_all_reduce(tensor)()
 
-        Args:
-            what: under which name `waits` has the time.
-        """
-        self.begin_all_reduce(tensor, what)()
-
-    def begin_all_reduce(self, tensor: torch.Tensor, what: str = "other") -> Callable[[], None]:
+    def begin_all_reduce(self, tensor: torch.Tensor) -> Callable[[], None]:
         """As `all_reduce`, without waiting. Returns: what waits; until then, `tensor` may not be looked at."""
         if self.size == 1:
             return lambda: None
@@ -100,10 +94,8 @@ class World:
             exchange = dist.all_reduce(tensor, async_op=True)
 
         def wait() -> None:
-            start = time.perf_counter()
             with _telling_of_lost_processes():
                 exchange.wait()
-            self.waits[what] += time.perf_counter() - start
 
         return wait
 
@@ -112,7 +104,7 @@ class World:
         if self.size == 1:
             return flags
         n = torch.tensor([float(flag) for flag in flags])
-        self.all_reduce(n, "flags")
+        self.all_reduce(n)
         return tuple((n > 0).tolist())
 
     def make_once(self, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -92,8 +92,8 @@ class Optimization:
     def exchange(self, parts: torch.Tensor) -> None:
         """Sums the gradients and `parts` over the processes, in place. No mean: the loss of each process is divided by
         what is in the step of all."""
-        self.world.all_reduce(self._gradients, "gradients")
-        self.world.all_reduce(parts, "losses")
+        self.world.all_reduce(self._gradients)
+        self.world.all_reduce(parts)
 
     def state_dict(self) -> dict:
         parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
