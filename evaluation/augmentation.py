@@ -5,6 +5,7 @@ probability to one of its guesses (Jiao et al., 2020, arXiv 1909.10351, algorith
 nobody knows; a fine-tuned teacher says what it thinks.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from models.loading import load_language_model
 from training.checkpoint import fingerprint
 from utils import InputError, integer, path, progress_bar
 
+WORD = re.compile(r"\w+(?:[-'’]\w+)*")  # with what it is contracted or compounded of
 CHANCE = 0.4  # of a word to be rewritten in a copy
 N_GUESSES = 15
 CHUNK = 64  # examples between two writes
@@ -146,18 +148,10 @@ class Guesser:
         )
         places, masked = [], []  # a word each: its text, start and end; the tokens with a mask in its place
         for i, text in enumerate(texts):
-            ids, offsets, word_of = (
-                encoded["input_ids"][i],
-                encoded["offset_mapping"][i],
-                np.array([-1 if word is None else word for word in encoded.word_ids(i)]),
-            )
-            for word in range(word_of.max(initial=-1) + 1):
-                pieces = np.flatnonzero(word_of == word)
-                start, end = offsets[pieces[0]][0], offsets[pieces[-1]][1]
-                start += len(text[start:end]) - len(
-                    text[start:end].lstrip()
-                )  # some tokenizers count the blank before it
-                if text[start:end].isalnum():
+            ids, offsets = encoded["input_ids"][i], np.array(encoded["offset_mapping"][i])  # (n, 2) characters
+            for start, end in (match.span() for match in WORD.finditer(text)):
+                pieces = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
+                if len(pieces) and offsets[pieces[-1], 1] >= end:  # otherwise the text is cut off before its end
                     places.append((i, start, end))
                     masked.append((ids[: pieces[0]], ids[pieces[-1] + 1 :]))
         found: list[list[Word]] = [[] for _ in texts]
