@@ -34,6 +34,7 @@ SMALLER = {  # sizes that would take minutes
     "--dump_path serialization_dir/my_first_distillation": "--n_epoch 1 --dump_path "
     "serialization_dir/my_first_distillation",
     "benchmark_training.py": "benchmark_training.py --cases tiny",
+    "benchmark_scaling.py --processes 1 2": "benchmark_scaling.py --processes 1 --tiny",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
     "--cases tiny --cases small": "--cases tiny",
     "--memory_megabytes 200 2000 --set_up_sequences 50000000": "--memory_megabytes 1 --open_sequences 3000 "
