@@ -8,8 +8,6 @@ Lengths are log-normal, 116 tokens on average as in Wikipedia, and at most 512; 
 not depend on. Tokens are real ones: padding does not count. Memory is the peak of a step above what is held
 before it (weights and optimizer state).
 
-Under torchrun, each process takes such steps, and the exchange of gradients and its share of a step are measured too.
-
 With --techniques, also a step without each of the techniques that make ours fast.
 
 Dimensions: n_tokens real tokens of a batch; voc_size; dim.
@@ -39,9 +37,8 @@ from models.student import build_student, half_depth_config
 from training import losses
 from training.batches import Batches, MicroBatch, MicroBatches, Padding, RunData, StepCounts, pad, prepare_batch_mlm
 from training.configurations import default_tokens_per_micro_batch
-from training.distributed import World, describe_device, has_native_bf16, init_world, now
+from training.distributed import World, describe_device, has_native_bf16, now, single_process
 from training.masking import Masking
-from training.optimization import Optimization
 from training.recipe import Recipe
 from utils import integer
 
@@ -282,34 +279,8 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     results = measure(variants, args.rounds, device)
     work = Ours(student(), teacher, recipe, world, dtype).distiller.objective.work
     flops = work.flops(StepCounts.of(micro_batches()))
-    if world.is_master:
-        print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")
-        print(table(results, tokens, flops), flush=True)
-    if world.size > 1:
-        report_exchange(ours().distiller.optimization, statistics.median(results["ours"][0]), args.rounds, world)
-
-
-def report_exchange(optimization: Optimization, step: float, rounds: int, world: World) -> None:
-    """Prints the seconds of the exchange between processes, and their share of the seconds of a step."""
-    exchange = seconds_of_exchange(optimization, world, rounds)
-    n_bytes = 4 * sum(p.numel() for p in optimization.parameters)
-    if world.is_master:
-        print(
-            f"\nThe exchange of {n_bytes / 1e6:,.1f} MB of gradients between {world.size} processes takes "
-            f"{exchange:.3f} s, {100 * exchange / step:.1f} % of a step of ours.",
-            flush=True,
-        )
-
-
-def seconds_of_exchange(optimization: Optimization, world: World, rounds: int) -> float:
-    """The median."""
-    seconds = []
-    for _ in range(rounds + 1):
-        world.any(False)  # all begin together
-        start = now(world.device)
-        optimization.exchange(torch.zeros(3, dtype=torch.float64, device=world.device))
-        seconds.append(now(world.device) - start)
-    return statistics.median(seconds[1:])  # the first one opens connections
+    print(f"\n{case.title}; {tokens:,} tokens a step, {str(dtype).split('.')[1]}, {describe_device(device)}\n")
+    print(table(results, tokens, flops), flush=True)
 
 
 def table(results: dict[str, tuple[list[float], int]], tokens: int, flops: float) -> str:
@@ -349,17 +320,13 @@ def make_parser() -> argparse.ArgumentParser:
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--bf16", action="store_true", help="default where it is native")
     precision.add_argument("--fp32", action="store_true", help="default elsewhere")
-    add("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
+    add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
     return parser
 
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
-    with init_world(args.n_gpu) as world:
-        run_cases(args, world)
-
-
-def run_cases(args: argparse.Namespace, world: World) -> None:
+    world = single_process(args.n_gpu)
     bf16 = args.bf16 or (not args.fp32 and has_native_bf16(world.device))
     default = ["batch_5", "large", "small"] if world.device.type == "cpu" else ["gpu_batch_5", "gpu_large", "small"]
     for name in args.cases or default:

@@ -36,7 +36,6 @@ SMALLER = {  # sizes that would take minutes
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "benchmark_scaling.py --processes 1 2": "benchmark_scaling.py --processes 1 --tiny",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
-    "--cases tiny --cases small": "--cases tiny",
     "--memory_megabytes 200 2000 --set_up_sequences 50000000": "--memory_megabytes 1 --open_sequences 3000 "
     "--set_up_sequences 10000",
 }
