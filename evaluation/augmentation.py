@@ -93,7 +93,7 @@ def _begun(file: Path, made_of: dict) -> list[list[list[str]]]:
     lines = read_json_lines(file, dict, way_out) if file.exists() else []
     if not lines:
         append_json_lines(file, made_of)
-    elif lines[0] != made_of:
+    elif lines[0] != made_of or not all("copies" in line for line in lines[1:]):
         raise InputError(f"{file} was made of other examples or with other flags; {way_out}.")
     return [line["copies"] for line in lines[1:]]
 

@@ -64,7 +64,9 @@ def pooling_of(name: str) -> Pooling | None:
     """
     mode, normalized, dense = [], False, None
     for module, kind in _modules(name):
-        settings = _read(name, f"{module['path']}/config.json", dict) or {} if kind in ("Pooling", DENSE) else {}
+        settings = {}
+        if kind in ("Pooling", DENSE):
+            settings = _read(name, str(Path(module["path"]) / "config.json"), dict) or {}
         if kind == "Pooling":
             settings = _with_keys(settings)
             mode = [each for each, key in KEYS.items() if settings.get(key)]
@@ -73,7 +75,7 @@ def pooling_of(name: str) -> Pooling | None:
         normalized |= kind == "Normalize"
         known = kind in KNOWN or (kind == DENSE and _is_plain(settings))
         if not known or (kind == "Pooling" and mode not in (["cls"], ["mean"])):
-            how = f"by {' and '.join(mode)}" if kind == "Pooling" else f"with a step that is a {kind}"
+            how = f"by {' and '.join(mode) or 'no known mode'}" if kind == "Pooling" else f"with a {kind}"
             logger.warning("%s makes its vectors %s, which is not supported here", name, how)
             return None
     return Pooling(mode[0], normalized, dense) if mode else None
@@ -136,9 +138,9 @@ def sentence_transformers_files(
                 files["sentence_bert_config.json"] = settings | cut
             path = ""  # the student's files lie in the folder itself
         elif kind == "Pooling":
-            settings = _read(teacher, f"{path}/config.json", dict) or {}
+            settings = _read(teacher, str(Path(path) / "config.json"), dict) or {}
             widths = {key: dim for key in settings if key in ("word_embedding_dimension", "embedding_dimension")}
-            files[f"{path}/config.json"] = _with_keys(settings) | widths
+            files[str(Path(path) / "config.json")] = _with_keys(settings) | widths
         modules.append(_module(len(modules), kind, path))
         if kind == "Pooling" and widened_to:
             modules.append(_module(len(modules), DENSE, DENSE_FOLDER))
@@ -168,7 +170,7 @@ def _with_keys(settings: dict) -> dict:
     """The settings of a pooling, with a key for each mode."""
     named = settings.get(MODE, [mode for mode, key in KEYS.items() if settings.get(key)] or "mean")
     modes = [named] if isinstance(named, str) else named
-    if not isinstance(modes, list) or not set(modes) <= KEYS.keys():
+    if not isinstance(modes, list) or not all(isinstance(mode, str) and mode in KEYS for mode in modes):
         return settings
     rest = {key: value for key, value in settings.items() if key != MODE}
     return rest | {KEYS[mode]: mode in modes for mode in dict.fromkeys((*EXPECTED, *modes))}

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from distiller import Distiller
 from scripts.benchmark_launches import FULL, TINY, Setup, Size
-from training.batches import MICRO_BATCH_PRICE
+from training.batches import MICRO_BATCH_PRICE, StepCounts
 from training.configurations import default_tokens_per_micro_batch
 from training.distributed import World, describe_device, has_native_bf16, init_world, now
 from utils import InputError, RunError, integer
@@ -73,7 +73,8 @@ class TimedWorld(World):
 
     def begin_all_reduce(self, tensor: torch.Tensor) -> Callable[[], None]:
         wait = super().begin_all_reduce(tensor)
-        return lambda: self.timed("counts" if tensor.dtype == torch.float64 else "other", wait)
+        what = "counts" if tensor.shape == (len(StepCounts._fields),) else "other"
+        return lambda: self.timed(what, wait)
 
 
 def measure(args: argparse.Namespace, world: World) -> dict:

@@ -10,6 +10,7 @@ import pytest
 import report
 import torch
 from glue_files import write_task
+from huggingface_hub import ModelCard
 from transformers import AutoModel, BertModel, DistilBertModel
 from workspace import load_tokenizer, rows_of, run, train, weights_of
 
@@ -50,7 +51,7 @@ def student(workspace, encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("students") / "student"
     train(workspace, folder, "--teacher_name", encoder, *HIDDEN, "--alpha_relation", 1, "--from_pretrained_weights",
           encoder / "init.pth", "--learning_rate", 3e-3, "--dropout", 0, "--attention_dropout", 0,
-          "--n_epoch", 2)  # fmt: skip
+          "--n_epoch", 2, "--language", "en", "de", "--license", "mit", "--datasets", "a/b")  # fmt: skip
     return folder
 
 
@@ -59,6 +60,11 @@ def test_the_student_nears_the_teacher(student):
     assert {"hidden_loss", "hidden_cos", "hidden_relation"} < last.keys() and "mlm_loss" not in last
     assert last["hidden_loss"] == pytest.approx(last["hidden_cos"] + last["hidden_relation"])
     assert last["hidden_loss"] < 0.8 * first["hidden_loss"]
+
+
+def test_the_card_says_what_it_is_and_what_only_the_user_knows(student):
+    data = ModelCard.load(student / "README.md").data
+    assert (data.language, data.license, data.datasets) == (["en", "de"], "mit", ["a/b"])
     assert "held-out text, not masked" in (student / "README.md").read_text()
     assert 'pipeline("feature-extraction"' in (student / "README.md").read_text()
 

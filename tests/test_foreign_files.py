@@ -18,7 +18,7 @@ from corpus.vocabulary_trimming import KEPT_FILE, Kept
 from dataset import PROGRESS, partial_folder, write_token_file
 from evaluation import scores, squad
 from models.loading import load_config
-from models.sentence_encoder import sentence_transformers_files
+from models.sentence_encoder import pooling_of, sentence_transformers_files
 from training.run_folder import PARAMETERS, load_parameters, read_metrics
 from utils import InputError
 
@@ -83,8 +83,10 @@ def right(workspace, student, tmp_path_factory):
                              lambda path: checked_tokenizer(str(path.parent))("the cat", truncation=True)),
         "modules": (folder / "modules" / "modules.json", MODULES,
                     lambda path: sentence_transformers_files(str(path.parent), 32, 64)),
-        "pooling": (folder / "modules" / "1_Pooling" / "config.json", {"word_embedding_dimension": 32},
-                    lambda path: sentence_transformers_files(str(path.parents[1]), 32, 64)),
+        "pooling": (folder / "modules" / "1_Pooling" / "config.json",
+                    {"word_embedding_dimension": 32, "pooling_mode": ["mean"]},
+                    lambda path: (sentence_transformers_files(str(path.parents[1]), 32, 64),
+                                  pooling_of(str(path.parents[1])))),
         "documents": (folder / "lines" / "a.jsonl", {"text": "The cat sees the garden. It is big.", "id": 3}, dump),
     }  # fmt: skip
 
