@@ -131,7 +131,7 @@ def report(results: list[dict]) -> str:
         explained = "cosine: of the last hidden states with the teacher's, a mean over the tokens of held-out text"
     if "sts_b" in results[0]:
         explained += (
-            "; STS-B: Spearman's correlation, in percent, of cosines of mean hidden states, without fine-tuning"
+            "; STS-B: Spearman's correlation, in percent, of cosines of the texts' vectors, without fine-tuning"
         )
     lines = [table(results), "", *textwrap.wrap(explained, 98), ""]
     others = results[2:] if "labels" in results[0] else []
