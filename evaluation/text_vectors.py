@@ -19,7 +19,7 @@ from evaluation.glue import TASKS, Example, score
 from evaluation.squad import read_questions
 from models.sentence_encoder import Pooling, pooling_of
 
-BATCH = 64
+BATCH = 16  # of long texts, larger ones take gigabytes
 CUTOFF = 10  # paragraphs that count as found
 LENGTH = 128  # tokens
 
