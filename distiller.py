@@ -160,6 +160,7 @@ class Distiller:
                     self.save()
             while self.epoch < recipe.n_epoch:
                 for micro_batches, counts in self.steps():
+                    # Several processes agree on it at the end of a step; one need not wait for that.
                     alone_and_told = world.size == 1 and self.stop.came
                     if self.must_stop or alone_and_told or not self.step(micro_batches, counts):
                         self.save()

@@ -16,6 +16,8 @@ from models.families import DROPOUT, FAMILIES, max_length
 from models.loading import load_weights, read_config, some
 from utils import InputError, RunError, integer, progress_bar, real
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of models, as far as exports and servers know them
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -106,6 +108,16 @@ def encode(tokenizer, model: PreTrainedModel, texts: list[tuple[str, ...]], aske
     encoded = tokenizer(*columns, truncation=True, max_length=longest(model, tokenizer, asked))
     columns = taken_by(model, encoded)
     return [{name: column[i] for name, column in columns.items()} for i in range(len(texts))]
+
+
+def encode_batch(
+    tokenizer, model: torch.nn.Module, texts: list[tuple[str, ...]], asked: int = 128
+) -> dict[str, torch.Tensor]:
+    """What `forward` takes of one or two texts each, of so many tokens at most: (bs, seq_length) int64."""
+    columns = map(list, zip(*texts, strict=True))
+    length = longest(model, tokenizer, asked)
+    encoded = tokenizer(*columns, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    return taken_by(model, {name: encoded[name] for name in INPUTS if name in encoded})
 
 
 class OneDevice(TrainingArguments):

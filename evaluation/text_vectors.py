@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel
 
 from corpus.tokenization import load_tokenizer
-from evaluation.fine_tuning import load_for, longest, taken_by
+from evaluation.fine_tuning import encode_batch, load_for
 from evaluation.glue import TASKS, Example, score
 from evaluation.squad import read_questions
 from models.sentence_encoder import Pooling, pooling_of
@@ -37,12 +37,11 @@ class TextEncoder:
     def __init__(self, name: str, device: torch.device, tokenizer=None, length: int = LENGTH) -> None:
         self.tokenizer = tokenizer or load_tokenizer(name)
         self.model = load_for(AutoModel, name, self.tokenizer).to(device).eval()
-        self.pooling, self.length = pooling_of(name) or Pooling(), longest(self.model, self.tokenizer, length)
+        self.pooling, self.length = pooling_of(name) or Pooling(), length
 
     def batch(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """What the model's `forward` takes."""
-        options = {"padding": True, "truncation": True, "max_length": self.length, "return_tensors": "pt"}
-        return taken_by(self.model, self.tokenizer(texts, **options))
+        return encode_batch(self.tokenizer, self.model, [(text,) for text in texts], self.length)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, torch.Tensor]) -> np.ndarray:

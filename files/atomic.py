@@ -117,8 +117,10 @@ def append_json_lines(path: str | Path, *records: object) -> None:
     returns."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with naming_write_errors(Path(path)), open(path, "a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        size = file.seek(0, os.SEEK_END)
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
         file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
         file.flush()
         os.fsync(file.fileno())

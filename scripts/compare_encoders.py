@@ -116,7 +116,7 @@ def entries_of(args: argparse.Namespace, device, folder: Path) -> list[Entry]:
         layers, size = encoder.model.config.num_hidden_layers, 4 * encoder.model.num_parameters() / 1e6
         found.append(Entry(title, encoder, prompts_of(name), layers, size))
         if args.int8:
-            on_cpu = TextEncoder(name, "cpu", length=args.max_length)
+            on_cpu = encoder if device.type == "cpu" else TextEncoder(name, "cpu", length=args.max_length)
             int8 = Int8Encoder(on_cpu, folder / str(i))
             found.append(Entry(f"{title}, int8", int8, prompts_of(name), layers, int8.megabytes))
     return found

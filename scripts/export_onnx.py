@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from corpus.tokenization import load_tokenizer
-from evaluation.fine_tuning import load_for, longest, taken_by
+from evaluation.fine_tuning import encode_batch, load_for
 from files.atomic import replacing_files
 from files.paths import check_output_folder
 from models.loading import load_config
@@ -34,7 +34,6 @@ from models.sentence_encoder import Pooling, pooling_of
 from utils import InputError, logger, path, reason_of
 
 FLOAT32, INT8, FLOAT16 = "model.onnx", "model_quantized.onnx", "model_fp16.onnx"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TEXTS = [("A model is exported, and then it is asked the same questions as before.",), ("Short.",), ("It answers.",)]
 
 
@@ -69,16 +68,6 @@ def load_with_its_head(name: str, tokenizer) -> torch.nn.Module:
     if auto_class is None:
         raise InputError(f"{name}: its configuration names {architectures[0]}, which transformers does not have.")
     return load_for(auto_class, name, tokenizer, head_required=True).eval()
-
-
-def encode_batch(
-    tokenizer, model: torch.nn.Module, texts: list[tuple[str, ...]], asked: int = 128
-) -> dict[str, torch.Tensor]:
-    """What `forward` takes of one or two texts each, of so many tokens at most: (bs, seq_length) int64."""
-    columns = map(list, zip(*texts, strict=True))
-    length = longest(model, tokenizer, asked)
-    encoded = tokenizer(*columns, padding=True, truncation=True, max_length=length, return_tensors="pt")
-    return taken_by(model, {name: encoded[name] for name in INPUTS if name in encoded})
 
 
 class FirstOutputs(torch.nn.Module):

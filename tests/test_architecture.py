@@ -15,7 +15,7 @@ ORDER = (
     "evaluation: task_card own_task breakdown layer_choice text_vectors squad task_distillation "
     "augmentation fine_tuning scores glue held_out",
     "training: configurations dry_run meter optimization objective batches masking relation_loss losses run_folder "
-    "checkpoint flags recipe model_card metrics_files distributed stop_signal",
+    "checkpoint flags model_card recipe metrics_files distributed stop_signal",
     "lm_seqs_dataset",
     "corpus: vocabulary_trimming overlap statistics token_counts files tokenization documents parallel text_reader",
     "dataset",

@@ -12,13 +12,12 @@ from models.families import DROPOUT, family_of, max_length
 from models.memory import default_tokens_per_micro_batch
 from models.student import half_depth_config
 from training.flags import ARCHITECTURE, DEFAULT_TEACHER, whole_model
-from training.recipe import Recipe
+from training.recipe import OF_TEACHER, Recipe
 from utils import InputError, n_cores
 
 
 def needs_teacher(args: argparse.Namespace) -> bool:
-    terms = ("ce", "mse", "cos", "relation", "layers", "pooled")
-    return any(getattr(args, f"alpha_{term}") for term in terms)
+    return any(getattr(args, f"alpha_{term}") for term in OF_TEACHER)
 
 
 def student_config(

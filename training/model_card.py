@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from training.metrics_files import TRAINING_MASKS
+from training.recipe import OF_TEACHER
 from utils import markdown_table
 
 # Held-out metrics that the hub shows: name in metrics.jsonl -> what it is called there.
@@ -81,7 +82,7 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
         parameters: every flag of the run, and its `command`.
         metrics: the records of metrics.jsonl so far.
     """
-    distilled = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "cos", "relation", "layers", "pooled"))
+    distilled = any(parameters[f"alpha_{term}"] for term in OF_TEACHER)
     teacher = parameters["teacher_name"] if distilled else None
     on_words = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "mlm", "clm"))
     task = "feature-extraction" if not on_words else "text-generation" if parameters["alpha_clm"] else "fill-mask"

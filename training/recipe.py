@@ -5,6 +5,7 @@ from dataclasses import dataclass
 # Tokens of a step of the original's on one process, 250 sequences of some 117; what its learning rate was made for.
 TOKENS_PER_STEP = 29_000
 FAR_FEWER = 4  # times
+OF_TEACHER = ("ce", "mse", "cos", "relation", "layers", "pooled")  # terms of the loss that need one
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ class Recipe:
 
     @property
     def uses_teacher(self) -> bool:
-        of_states = (self.alpha_cos, self.alpha_relation, self.alpha_layers, self.alpha_pooled)
-        return self.uses_teacher_logits or any(of_states)
+        return any(getattr(self, f"alpha_{term}") for term in OF_TEACHER)
 
     @property
     def uses_teacher_logits(self) -> bool:
