@@ -6,21 +6,22 @@ evaluation text.
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from corpus.files import TokenCorpus
 from corpus.text_reader import TextReader, open_text, spans_of
+from corpus.word_ngrams import WordNgrams
 from files.atomic import atomic_write
 from files.json_reader import parse_json, read_json
 from files.paths import check_input_file
-from utils import InputError, progress_bar
+from utils import InputError, n_cores, progress_bar
 
 NGRAM = 8  # words; the shortest that GPT-3 used: many texts of GLUE have fewer than 13
-WORD = re.compile(r"\w+")
+PART_TOKENS = 1 << 17  # tokens looked at together: their numbers fit into a core's cache
 SHOWN = 3
 OVERLAP = {"corpus": {"sequences": int, "tokens": int, "crc32": int}, "sequences": [int]}
 
@@ -54,74 +55,6 @@ def _strings(value) -> Iterator[str]:
             yield from _strings(part)
 
 
-# ------------------------------------------------------------------------------------------------------------- n-grams
-
-
-class WordNgrams:
-    """The n-grams of words of some texts, as hashes.
-
-    Both sides go through the tokenizer and back, so that what it does to text (case, accents) makes no difference.
-
-    Args:
-        texts: of the evaluation sets.
-        tokenizer: a fast one; the corpus's.
-        n: words.
-
-    Attributes:
-        hashes: (n_ngrams,) uint64, sorted; owners: (n_ngrams,) which text each is from.
-        n_long: texts of at least n words, the only ones that can be found.
-    """
-
-    def __init__(self, texts: list[str], tokenizer, n: int) -> None:
-        self.backend, self.n = tokenizer.backend_tokenizer, n
-        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        words = self._words([encoding.ids for encoding in encoded])
-        # Words that no evaluation text holds are all number 0, which is in no n-gram that is looked for.
-        self.number_of = {word: i for i, word in enumerate(sorted({word for text in words for word in text}), start=1)}
-        self._random = np.random.default_rng(0).integers(1 << 64, size=len(self.number_of) + 1, dtype=np.uint64)
-        hashes, owners = self._hashes(words)
-        order = np.argsort(hashes)
-        self.hashes, self.owners = hashes[order], owners[order]
-        self.n_long = len(np.unique(owners))
-
-    def find(self, sequences: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (n_found,) numbers of sequences with an n-gram of the texts, each as often as it has one, and
-        (n_found,) the hashes of these n-grams."""
-        hashes, owners = self._hashes(self._words(sequences))
-        if not len(self.hashes):
-            return owners[:0], hashes[:0]
-        places = np.searchsorted(self.hashes, hashes)
-        found = self.hashes[np.minimum(places, len(self.hashes) - 1)] == hashes
-        return owners[found], hashes[found]
-
-    def ngram_in(self, sequence: list[int], hashes: np.ndarray) -> str:
-        """The words of the first n-gram of a sequence that is among these."""
-        (words,) = self._words([sequence])
-        ngrams = (words[start : start + self.n] for start in range(len(words) - self.n + 1))
-        return next(" ".join(ngram) for ngram in ngrams if np.isin(self._hashes([ngram])[0], hashes).any())
-
-    def _words(self, sequences: Iterable[list[int]]) -> list[list[str]]:
-        texts = self.backend.decode_batch(sequences, skip_special_tokens=True)
-        return [WORD.findall(text.lower()) for text in texts]
-
-    def _hashes(self, words: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """(n_ngrams,) uint64 of all n-grams of known words, and (n_ngrams,) the text that each is from.
-
-        A polynomial in random numbers of the words, modulo 2^64. A 0 between the texts, as for an unknown word, keeps
-        n-grams within one text.
-        """
-        get = self.number_of.get
-        lengths = np.fromiter(map(len, words), np.int64, len(words)) + 1
-        numbers = np.fromiter((i for text in words for i in (*(get(word, 0) for word in text), 0)), np.int64)
-        n_ngrams = max(len(numbers) - self.n + 1, 0)
-        hashes, known = np.zeros(n_ngrams, np.uint64), np.ones(n_ngrams, bool)
-        for k in range(self.n):
-            part = numbers[k : k + n_ngrams]
-            hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + self._random[part]
-            known &= part > 0
-        return hashes[known], np.repeat(np.arange(len(words)), lengths)[:n_ngrams][known]
-
-
 # ------------------------------------------------------------------------------------------------------------- overlaps
 
 
@@ -149,12 +82,22 @@ def find_overlaps(corpus: TokenCorpus, tokenizer, paths: list[str], n: int = NGR
     if not ngrams.n_long:
         raise InputError(f"--against: no text in {' '.join(paths)} has {n} words; give a smaller --ngram.")
     found_sequences, found_hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-    with progress_bar(total=corpus.n_tokens, unit=" tokens", unit_scale=True) as progress:
+    with (
+        progress_bar(total=corpus.n_tokens, unit=" tokens", unit_scale=True) as progress,
+        ThreadPoolExecutor(n_cores()) as threads,  # numpy lets them run side by side
+    ):
         for first, offsets, ids in corpus.blocks():
-            sequences = [part.tolist() for part in np.split(ids, offsets[1:-1] - offsets[0])]
-            owners, hashes = ngrams.find(sequences)
-            found_sequences.append(owners + first)
-            found_hashes.append(hashes)
+            bounds = _parts(offsets - offsets[0])
+            found = threads.map(
+                lambda begin, end, offsets=offsets - offsets[0], ids=ids: ngrams.find(
+                    ids[offsets[begin] : offsets[end]], np.diff(offsets[begin : end + 1])
+                ),
+                bounds[:-1],
+                bounds[1:],
+            )
+            for begin, (owners, hashes) in zip(bounds, found, strict=False):
+                found_sequences.append(owners + (first + begin))
+                found_hashes.append(hashes)
             progress.update(len(ids))
     sequences, hashes = np.concatenate(found_sequences), np.concatenate(found_hashes)
     rows = []
@@ -171,8 +114,15 @@ def find_overlaps(corpus: TokenCorpus, tokenizer, paths: list[str], n: int = NGR
         )
     distinct = np.unique(sequences)
     shown = distinct[np.linspace(0, len(distinct) - 1, min(SHOWN, len(distinct))).astype(int)]
-    examples = [(int(i), ngrams.ngram_in(corpus[i].tolist(), hashes)) for i in shown]
+    distinct_hashes = np.unique(hashes)
+    examples = [(int(i), ngrams.ngram_in(corpus[i], distinct_hashes)) for i in shown]
     return Overlap(distinct, rows, examples)
+
+
+def _parts(offsets: np.ndarray) -> np.ndarray:
+    """Where to cut a block's sequences into parts of some 100 thousand tokens, with both ends."""
+    ends = np.searchsorted(offsets, np.arange(0, offsets[-1], PART_TOKENS))
+    return np.unique(np.append(ends, len(offsets) - 1))
 
 
 # ---------------------------------------------------------------------------------------- the list that train.py reads

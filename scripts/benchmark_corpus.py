@@ -3,9 +3,9 @@
     python scripts/benchmark_corpus.py --file_path data/dump.txt --bert_tokenizer bert-base-uncased
 
 Tokenizing (MB of text a second) and its peak memory, making the text in the first place, opening a binarized file,
-counting its tokens, and setting up the training sequences and their order. For realistic sizes, some GB and minutes,
-add `--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every memory figure comes from a separate process (Linux
-only). Everything is written below --work_dir, and removed.
+counting its tokens, looking for an evaluation set in it, and setting up the training sequences and their order. For
+realistic sizes, some GB and minutes, add `--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every memory figure
+comes from a separate process (Linux only). Everything is written below --work_dir, and removed.
 """
 
 import argparse
@@ -31,8 +31,10 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import utils
-from corpus.files import open_corpus
+from corpus.files import TokenCorpus, open_corpus
+from corpus.overlap import NGRAM, find_overlaps
 from corpus.tokenization import describe_tokenizer, load_tokenizer, tokenizer_short_name
+from corpus.word_ngrams import WORD
 from dataset import open_token_file, token_dtype, write_token_file
 from files.paths import check_input_file, check_output_folder
 from grouped_batch_sampler import GroupedBatchSampler
@@ -263,6 +265,39 @@ def benchmark_opening_and_counting(table: Table, args: argparse.Namespace, folde
     table.row(what, f"{rates[0]:,.1f} M tokens/s", f"{rates[1]:,.0f} M tokens/s", f"{rates[1] / rates[0]:,.0f}x")
 
 
+# -------------------------------------------------------------------------------------------------------------- overlap
+
+
+def find_by_decoding(corpus: TokenCorpus, tokenizer, texts: list[str]) -> set[int]:
+    """Numbers of the sequences with an n-gram of the texts, by turning tokens into words and comparing these."""
+    words = lambda text: WORD.findall(text.lower())  # noqa: E731
+    ngrams = lambda words: {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}  # noqa: E731
+    wanted = set().union(*(ngrams(words(text)) for text in texts))
+    sequences = [corpus[i].tolist() for i in range(len(corpus))]
+    decoded = tokenizer.backend_tokenizer.decode_batch(sequences, skip_special_tokens=True)
+    return {i for i, text in enumerate(decoded) if not wanted.isdisjoint(ngrams(words(text)))}
+
+
+def benchmark_overlap(table: Table, args: argparse.Namespace, folder: Path) -> None:
+    tokenizer = load_tokenizer(args.tokenizer_name)
+    corpus = open_corpus([str(folder / f"sample.{tokenizer_short_name(args.tokenizer_name)}.pickle")])
+    few = corpus.take(np.arange(max(1, len(corpus) // 16)))  # the slow way needs no more
+    many = TokenCorpus(corpus.files * 8)  # what has to be done once, for the vocabulary, takes a third of a second
+    texts = (folder / "sample.txt").read_text().splitlines()[::1000]
+    (folder / "evaluation.txt").write_text("\n".join(texts))
+    ways = {
+        "before": (few, lambda: find_by_decoding(few, tokenizer, texts)),
+        "here": (many, lambda: find_overlaps(many, tokenizer, [str(folder / "evaluation.txt")])),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.turns):
+        for name, (searched, way) in ways.items():
+            rates[name].append(searched.n_tokens / 1e6 / seconds(way))
+    before, here = (statistics.median(of_turns) for of_turns in rates.values())
+    what = "looking for an evaluation set's words, against decoding the text"
+    table.row(what, f"{before:.2f} M tokens/s", f"{here:.1f} M tokens/s", f"{here / before:.0f}x")
+
+
 # --------------------------------------------------------------------------------------------------------------- set-up
 
 
@@ -332,6 +367,7 @@ def main(args: argparse.Namespace) -> None:
         benchmark_dump(table, args, folder)
         benchmark_memory(table, args, folder)
         benchmark_opening_and_counting(table, args, folder)
+        benchmark_overlap(table, args, folder)
         benchmark_set_up(table, args, folder)
 
 

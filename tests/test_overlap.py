@@ -10,7 +10,7 @@ from workspace import load_tokenizer, rows_of, run, train
 
 from corpus import overlap
 from corpus.files import open_corpus
-from corpus.tokenization import LineEncoder, describe_tokenizer
+from corpus.tokenization import describe_tokenizer
 from lm_seqs_dataset import LmSeqsDataset
 from utils import InputError
 
@@ -61,15 +61,6 @@ def test_every_form_of_an_evaluation_set_is_read(corpus, tokenizer, tmp_path, wo
     }
     (tmp_path / name).write_text(contents[name])
     assert 3 in overlap.find_overlaps(corpus, tokenizer, [str(tmp_path / name)], N).sequences
-
-
-def test_ngrams_do_not_run_from_one_text_into_the_next(tokenizer):
-    texts = ["the cat sees the garden in the morning", "a dog likes apples"]
-    ngrams = overlap.WordNgrams(texts, tokenizer, 4)
-    encoder = LineEncoder(tokenizer)
-    joined, apart = encoder(["in the morning a dog likes seven"])[0], encoder(["today sees the garden in"])[0]
-    owners, _ = ngrams.find([joined.tolist(), apart.tolist()])
-    assert owners.tolist() == [1]
 
 
 def test_what_is_listed_is_not_trained_on(workspace, corpus, tmp_path, capsys):
