@@ -18,6 +18,7 @@ numpy arrays and nothing else.
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
@@ -190,6 +191,26 @@ class TokensInMemory(TokenFile):
         return zlib.crc32(self.tokens)
 
 
+@functools.lru_cache(maxsize=256)
+def _handle(path: Path, identity: tuple[int, int, int]) -> BinaryIO:
+    """A file, open for reading. Of a corpus of a thousand files only those used last stay open: a process may not open
+    many more. (A handle that is pushed out closes when its last reader is done.)
+
+    Args:
+        identity: the file's when it was opened first, as `_identity` gives it.
+    """
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as someone holds it)
+    if _identity(os.fstat(file.fileno())) != identity:
+        raise RunError(
+            f"{path} was replaced or cut short while it was in use; copy it again, and continue with --resume."
+        )
+    return file
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 class TokensOnDisk(TokenFile):
     """A file of ours."""
 
@@ -198,10 +219,15 @@ class TokensOnDisk(TokenFile):
         self.footer = footer
         self.made_by = {key: footer[key] for key in ("tokenizer", "vocab_size", "vocab_hash", "special_ids")}
         self.dtype = np.dtype(footer["dtype"])
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as the object)
+        self._identity = _identity(path.stat())
+        _handle(path, self._identity)  # so that a few files outlive their removal
 
     def __reduce__(self):
         return open_token_file, (self.path,)  # a copy for another process opens the file itself
+
+    @property
+    def _file(self) -> BinaryIO:
+        return _handle(self.path, self._identity)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -221,7 +247,8 @@ class TokensOnDisk(TokenFile):
 
     def _read(self, at: int, dtype: np.dtype, first: int, n: int) -> np.ndarray:
         size = n * dtype.itemsize
-        data = os.pread(self._file.fileno(), size, at + first * dtype.itemsize)
+        file = self._file
+        data = os.pread(file.fileno(), size, at + first * dtype.itemsize)
         if len(data) != size:
             raise RunError(f"{self.path} was cut short while it was in use; copy it again, and continue with --resume.")
         return np.frombuffer(data, dtype)

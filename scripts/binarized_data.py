@@ -7,9 +7,9 @@ writes data/binarized_text.bert-base-uncased.pickle. The text streams through, s
 or many (`--file_path 'wiki/*.txt.gz' books.txt`), or standard input (`--file_path -`). After an interruption, such as
 a full disk or the end of a job, the same command with --resume continues and gives the same bytes.
 
-Several processes divide the text and write a shard each: start them with torchrun, or as a job array with a number each
-(`--shard_id $SLURM_ARRAY_TASK_ID --num_shards 16`). train.py takes the shards as they are (`--data_file
-'data/binarized_text.*-of-00016.pickle'`); scripts/merge_data.py joins them.
+Several processes divide the text and write a shard each, with its counts (`.counts`) beside it: start them with
+torchrun, or as a job array with a number each (`--shard_id $SLURM_ARRAY_TASK_ID --num_shards 16`). train.py takes the
+shards as they are (`--data_file 'data/binarized_text.*-of-00016.pickle'`); scripts/merge_data.py joins them.
 """
 
 import argparse
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.files import expand_globs, shard_name
 from corpus.text_reader import STDIN, Block, TextReader, spans_of
+from corpus.token_counts import save_counts
 from corpus.tokenization import LineEncoder, describe_tokenizer, load_tokenizer, tokenizer_short_name
 from dataset import TokenFileWriter, is_unfinished, partial_folder, write_token_file
 from files.paths import check_input_file, check_output_file
@@ -189,6 +190,8 @@ def main(args: argparse.Namespace) -> None:
     reader = TextReader(spans, strict=args.encoding_errors == "strict")
     with write_token_file(target, describe_tokenizer(tokenizer), args.resume) as writer:
         binarize(writer, reader, encode, identity_of(paths, (shard_id, num_shards)), shown=is_master)
+    if num_shards > 1:
+        save_counts(target)
     logger.info(
         "%s: %s sequences, %s tokens, %.1f on average",
         target,

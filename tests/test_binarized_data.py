@@ -152,10 +152,9 @@ def test_processes_of_a_launcher_write_a_shard_each(tmp_path, workspace, text):
     results = run_together(2, ROOT / "scripts" / "binarized_data.py", "--file_path", text, "--tokenizer_name",
                            workspace / "bert-base-uncased", "--dump_file", tmp_path / "text")  # fmt: skip
     assert [result.returncode for result in results] == [0, 0], results
-    assert sorted(path.name for path in tmp_path.glob("text*")) == [
-        "text.bert-base-uncased-00000-of-00002.pickle",
-        "text.bert-base-uncased-00001-of-00002.pickle",
-    ]
+    shards = [f"text.bert-base-uncased-0000{k}-of-00002.pickle" for k in range(2)]
+    counts = [f"{name}.counts" for name in shards]
+    assert sorted(path.name for path in tmp_path.glob("text*")) == sorted(shards + counts)
 
 
 def test_a_missing_shard_is_told(tmp_path, binarize, text, capsys):

@@ -65,6 +65,30 @@ def test_a_file_that_shrinks_in_use_is_an_error_not_a_crash(path):
         file[99]
 
 
+def test_more_shards_than_a_process_may_open_at_once(tmp_path, path, sequences):
+    for k in range(400):
+        os.link(path, tmp_path / f"shard-{k:03d}.pickle")
+    code = f"""
+import resource
+from corpus.files import open_corpus
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+corpus = open_corpus([{str(tmp_path / "shard-*.pickle")!r}])
+assert len(corpus.files) == 400
+for _ in range(2):
+    print(sum(int(file[0].sum()) for file in corpus.files))"""
+    result = run_command([sys.executable, "-c", code], cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(400 * int(sequences[0].sum()))] * 2
+
+
+def test_a_shard_that_was_replaced_is_not_read_on(tmp_path, path, sequences):
+    file = open_token_file(path)
+    dataset._handle.cache_clear()  # as if many others had been read since
+    write(path, sequences[1:], MADE_BY)
+    with pytest.raises(RunError, match="replaced or cut short while it was in use"):
+        file[0]
+
+
 def test_reading_costs_no_memory(tmp_path):
     """1000 sequences all over a file of 60 MB: a map would count most of it to the process."""
     ids = np.tile(np.concatenate([[2], np.arange(5, 103), [3]]), 300_000)

@@ -1,6 +1,8 @@
 """The script that counts tokens: the right numbers, with one core or all."""
 
+import json
 import pickle
+import shutil
 
 import numpy as np
 import token_counts
@@ -52,3 +54,31 @@ def test_counts_are_those_of_the_tokens(tmp_path, path, sequences):
     assert all(type(count) is int for count in counts)
     assert counts == np.bincount(np.concatenate(sequences), minlength=1000).tolist()
     assert load_token_counts(tmp_path / "counts.pickle", 1000).tolist() == counts
+
+
+def test_shards_that_carry_their_counts_are_not_read(tmp_path, path):
+    paths = [path, shutil.copy(path, tmp_path / "another.pickle")]
+    flags = ["--data_file", *paths, "--token_counts_dump", tmp_path / "counts.pickle"]
+    run(token_counts, *flags)
+    expected = (tmp_path / "counts.pickle").read_bytes()
+    for path in paths:
+        counts.save_counts(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:64] + b"\xff" * 64 + content[128:])  # so whoever reads the tokens fails
+    run(token_counts, *flags)
+    assert (tmp_path / "counts.pickle").read_bytes() == expected
+
+
+def test_counts_of_another_file_are_not_believed(tmp_path, path, sequences, capsys):
+    counts.save_counts(path)
+    beside = path.with_name(f"{path.name}.counts")
+    saved = json.loads(beside.read_text())
+    flags = ["--data_file", path, "--token_counts_dump", tmp_path / "counts.pickle"]
+    expected = np.bincount(np.concatenate(sequences), minlength=1000).tolist()
+    for change in ({"crc32": 1}, {"counts": [1, *saved["counts"][1:]]}, {"counts": [*saved["counts"], 0]}):
+        beside.write_text(json.dumps({**saved, **change}))
+        run(token_counts, *flags)
+        assert pickle.loads((tmp_path / "counts.pickle").read_bytes()) == expected
+    beside.write_text("{")
+    run(token_counts, *flags, expect=2)
+    assert "remove it, so that the tokens are counted again" in capsys.readouterr().err
