@@ -74,13 +74,21 @@ class Overlap:
     examples: list[tuple[int, str]]
 
 
-def find_overlaps(corpus: TokenCorpus, tokenizer, paths: list[str], n: int = NGRAM) -> Overlap:
-    """Reads the whole corpus once, and compares it with the texts of these files."""
+def ngrams_of(paths: list[str], tokenizer, n: int) -> tuple[WordNgrams, np.ndarray]:
+    """The n-grams of these files' texts, and (n_files + 1,) where each file's texts begin among all of them.
+
+    Raises: InputError if a file is none, or no text has n words.
+    """
     texts_of = [read_texts(path) for path in paths]
     ngrams = WordNgrams([text for texts in texts_of for text in texts], tokenizer, n)
-    first_text = np.cumsum([0, *map(len, texts_of)])
     if not ngrams.n_long:
         raise InputError(f"--against: no text in {' '.join(paths)} has {n} words; give a smaller --ngram.")
+    return ngrams, np.cumsum([0, *map(len, texts_of)])
+
+
+def find_overlaps(corpus: TokenCorpus, tokenizer, paths: list[str], n: int = NGRAM) -> Overlap:
+    """Reads the whole corpus once, and compares it with the texts of these files."""
+    ngrams, first_text = ngrams_of(paths, tokenizer, n)
     found_sequences, found_hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     with (
         progress_bar(total=corpus.n_tokens, unit=" tokens", unit_scale=True) as progress,

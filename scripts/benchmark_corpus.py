@@ -44,6 +44,7 @@ from utils import InputError, integer, n_cores, path
 BATCH = 1024  # lines given to the library's batch encoding
 SAMPLE_BYTES = 40_000_000  # of the text, for the rates
 N_TOUCHED = 1000
+N_SHARDS = 1000
 PARAGRAPHS = 5  # of a document
 
 
@@ -257,6 +258,10 @@ def benchmark_opening_and_counting(table: Table, args: argparse.Namespace, folde
     share = f"{100 * here_bytes / before_bytes:.2f} %"
     touched = f"memory after reading {N_TOUCHED:,} of them"
     table.row(touched, f"{before_bytes / 1e6:,.0f} MB", f"{here_bytes / 1e6:.2f} MB", share)
+    for k in range(N_SHARDS):
+        os.link(folder / f"sample.{tokenizer_short_name(args.tokenizer_name)}.pickle", folder / f"shard-{k}.pickle")
+    took = statistics.median(seconds(lambda: open_corpus([str(folder / "shard-*")])) for _ in range(args.turns))
+    table.row(f"opening {N_SHARDS:,} shards", "", f"{took:.2f} s", "")
     flags = ["--data_file", str(ours), "--token_counts_dump", str(folder / "counts.pickle")]
     before = alone(count_with_counter, old)
     here = statistics.median(seconds(lambda: token_counts.main(flags)) for _ in range(args.turns))

@@ -1,0 +1,81 @@
+"""The files for schedulers and other launchers: two machines, played by two processes on this one that have exactly the
+environment those give them, train together; and what the files ask for is as it should be."""
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+from processes import LIMIT, _end_group
+from workspace import ROOT, flags_of
+
+from training.checkpoint import steps_of
+
+FOLDER = ROOT / "scripts" / "cluster"
+PATH = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+
+
+def load(name: str) -> dict:
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def skypilot(rank: int, port: int, flags: list[str]) -> tuple[list, dict]:
+    """What SkyPilot runs on a node, and with what environment."""
+    environment = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "1", "SKYPILOT_NODE_RANK": str(rank),
+                   "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2", "PORT": str(port),
+                   "FLAGS": shlex.join(flags)}  # fmt: skip
+    return ["bash", "-c", load("skypilot.yaml")["run"]], environment
+
+
+def trainjob(rank: int, port: int, flags: list[str]) -> tuple[list, dict]:
+    """What Kubeflow's runtime `torch-distributed` runs in a pod; torchrun reads its options from PET_..."""
+    trainer = load("trainjob.yaml")["spec"]["trainer"]
+    command = [word.replace("/workspace/distil", str(ROOT)) for word in trainer["command"]]
+    kept = [word for word in trainer["args"] if "=/distil/" not in word]
+    assert kept == ["--resume"]
+    environment = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": str(rank),
+                   "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}  # fmt: skip
+    return [*command, *kept, *flags], environment
+
+
+def accelerate(rank: int, port: int, flags: list[str]) -> tuple[list, dict]:
+    launch = ["accelerate", "launch", "--config_file", FOLDER / "accelerate.yaml", "--machine_rank", rank,
+              "--main_process_ip", "127.0.0.1", "--main_process_port", port, "--num_processes", 2]  # fmt: skip
+    return [*launch, "train.py", "--resume", *flags], {}
+
+
+@pytest.mark.parametrize("launcher", [skypilot, trainjob, accelerate])
+def test_two_machines_train_together(workspace, tmp_path, launcher):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [str(flag) for flag in flags_of(workspace, dump_path=tmp_path / "run", n_epoch=1, batch_size=8)]
+    with contextlib.ExitStack() as stack:
+        machines = []
+        for rank in (0, 1):
+            command, environment = launcher(rank, port, flags)
+            process = subprocess.Popen(
+                list(map(str, command)), env={**os.environ, "PATH": PATH, **environment}, cwd=ROOT, text=True,
+                start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            stack.callback(_end_group, process)
+            machines.append(process)
+        output = [machine.communicate(timeout=2 * LIMIT)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], output
+    assert "100 batches each" in output[0], output[0]  # those of two processes
+    assert len(steps_of(tmp_path / "run" / "checkpoints")) == 1
+    assert "done in" in output[0] and "done in" not in output[1]
+
+
+def test_every_flag_in_the_files_is_one_of_train():
+    import train
+
+    known = {option for action in train.make_parser()._actions for option in action.option_strings}
+    given = [*load("trainjob.yaml")["spec"]["trainer"]["args"], *shlex.split(load("skypilot.yaml")["envs"]["FLAGS"])]
+    assert {word.partition("=")[0] for word in given if word.startswith("--")} <= known
+    comment = (FOLDER / "accelerate.yaml").read_text().partition("train.py ")[2].partition("\n")[0]
+    assert {word for word in comment.split() if word.startswith("--")} <= known
