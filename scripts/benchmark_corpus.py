@@ -4,18 +4,20 @@
 
 Tokenizing (MB of text a second) and its peak memory, making the text in the first place, opening a binarized file,
 counting its tokens, looking for an evaluation set in it, and setting up the training sequences and their order. For
-realistic sizes, some GB and minutes, add `--memory_megabytes 200 2000 --set_up_sequences 50000000`. Every memory figure
+realistic sizes, some GB and minutes, add `--growth_megabytes 200 2000 --set_up_sequences 50000000`. Every memory figure
 comes from a separate process (Linux only). Everything is written below --work_dir, and removed.
 """
 
 import argparse
 import contextlib
 import gc
+import importlib
 import logging
 import multiprocessing
 import os
 import pickle
 import re
+import resource
 import shutil
 import statistics
 import sys
@@ -55,14 +57,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="(%(default)s)")
     add("--turns", type=integer(1, 1000), default=3, help="of each rate; the median counts (%(default)s)")
     add(
-        "--memory_megabytes",
+        "--growth_megabytes",
         type=integer(1, 1 << 20),
         nargs="*",
         default=[20],
-        help="sizes of text to binarize (%(default)s)",
+        help="sizes of text to prepare, step by step (%(default)s)",
     )
     add("--open_sequences", type=integer(1), default=300_000, help="of the file to open (%(default)s)")
     add("--set_up_sequences", type=integer(1), default=1_000_000, help="of the file to index (%(default)s)")
+    add("--set_up_tokens", type=integer(12, 512), default=108, help="its longest; the shortest have 12 (%(default)s)")
     add("--work_dir", type=path, default="work", help="for temporary files (%(default)s)")
     return parser
 
@@ -155,12 +158,18 @@ def benchmark_tokenizing(table: Table, args: argparse.Namespace, folder: Path) -
         table.row(what, f"{rate[name]:.2f} MB/s", f"{rate['ours']:.2f} MB/s", f"{ratio:.2f}x")
 
 
+def as_documents(text: Path) -> str:
+    """The lines of a text with a blank line after some of them each."""
+    lines = text.read_text().splitlines()
+    parts = ["\n".join(lines[i : i + PARAGRAPHS]) for i in range(0, len(lines), PARAGRAPHS)]
+    return "\n\n".join([*parts, ""])
+
+
 def benchmark_dump(table: Table, args: argparse.Namespace, folder: Path) -> None:
     import make_dump
 
     text = folder / "documents.txt"
-    lines = (folder / "sample.txt").read_text().splitlines()
-    text.write_text("\n\n".join("\n".join(lines[i : i + PARAGRAPHS]) for i in range(0, len(lines), PARAGRAPHS)))
+    text.write_text(as_documents(folder / "sample.txt"))
     flags = ["--source", str(text), "--dump_file", str(folder / "dump.txt"), "--num_workers"]
     rates: dict[int, list[float]] = {0: [], n_cores(): []}
     for _ in range(args.turns):
@@ -171,28 +180,42 @@ def benchmark_dump(table: Table, args: argparse.Namespace, folder: Path) -> None
     table.row(what, f"{one:.1f} MB/s", f"{all_of_them:.1f} MB/s", f"{all_of_them / one:.2f}x")
 
 
-def binarize_alone(flags: list[str]) -> int:
-    import binarized_data
+def run_script_alone(module: str, flags: list[str]) -> tuple[float, int]:
+    """Seconds that a script takes, and the peak memory of its largest process."""
+    script = importlib.import_module(module)
+    with contextlib.redirect_stdout(None), only_warnings():
+        took = seconds(lambda: script.main(flags))
+    return took, max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ) * 1024
 
-    assert binarized_data.main(flags) == 0
-    return memory("VmHWM")
 
-
-def benchmark_memory(table: Table, args: argparse.Namespace, folder: Path) -> None:
-    text = folder / "repeated.txt"
-    content = Path(args.file_path).read_bytes()
-    for megabytes in args.memory_megabytes:
-        with open(text, "wb") as file:
+def benchmark_growth(table: Table, args: argparse.Namespace, folder: Path) -> None:
+    """Every step of a text's preparation, at several sizes."""
+    documents, text, tokenizer = folder / "documents.txt", folder / "grown.txt", args.tokenizer_name
+    binarized = folder / f"grown.{tokenizer_short_name(tokenizer)}.pickle"
+    evaluation = folder / "evaluation.txt"
+    evaluation.write_text("\n".join((folder / "sample.txt").read_text().splitlines()[::1000]))
+    content = as_documents(folder / "sample.txt").encode()
+    for megabytes in args.growth_megabytes:
+        with open(documents, "wb") as file:
             while file.tell() < megabytes * 1e6:
                 file.write(content)
-        flags = ["--file_path", str(text), "--bert_tokenizer", args.tokenizer_name, "--dump_file", str(folder / "r")]
-        start = time.perf_counter()
-        peak = alone(binarize_alone, flags)
-        took = time.perf_counter() - start
-        what = f"peak memory of binarizing {text.stat().st_size / 1e6:,.0f} MB ({took:,.0f} s)"
-        table.row(what, "", f"{peak / 1e6:,.0f} MB", "")
-        (folder / f"r.{tokenizer_short_name(args.tokenizer_name)}.pickle").unlink()
+        size = f"{documents.stat().st_size / 1e6:,.0f} MB"
+        corpus = ["--data_file", str(binarized)]
+        for what, script, flags in (
+            ("making a text of", "make_dump", ["--source", str(documents), "--dump_file", str(text)]),
+            ("binarizing", "binarized_data",
+             ["--file_path", str(text), "--bert_tokenizer", tokenizer, "--dump_file", str(folder / "grown")]),
+            ("counting", "token_counts", [*corpus, "--token_counts_dump", str(folder / "counts.pickle")]),
+            ("examining, with --against,", "corpus_doctor",
+             [*corpus, "--tokenizer_name", tokenizer, "--against", str(evaluation), "--n_examples", "0"]),
+        ):  # fmt: skip
+            took, peak = alone(run_script_alone, script, flags)
+            table.row(f"{what} {size}", "", f"{took:,.1f} s, {peak / 1e6:,.0f} MB", "")
+            documents.unlink(missing_ok=True)
         text.unlink()
+        binarized.unlink()
 
 
 # ------------------------------------------------------------------------------------------------- opening and counting
@@ -306,13 +329,13 @@ def benchmark_overlap(table: Table, args: argparse.Namespace, folder: Path) -> N
 # --------------------------------------------------------------------------------------------------------------- set-up
 
 
-def write_synthetic(path: Path, n_sequences: int, made_by: dict) -> None:
-    """Sequences of 12 to 108 random ids."""
+def write_synthetic(path: Path, n_sequences: int, made_by: dict, longest: int) -> None:
+    """Sequences of random ids, from 12 to `longest` of them."""
     generator = np.random.default_rng(0)
     ids, voc_size = made_by["special_ids"], made_by["vocab_size"]
     with write_token_file(path, made_by) as writer:
         while writer.n_sequences < n_sequences:
-            lengths = generator.integers(12, 109, min(1 << 18, n_sequences - writer.n_sequences))
+            lengths = generator.integers(12, longest + 1, min(1 << 18, n_sequences - writer.n_sequences))
             tokens = generator.integers(voc_size // 2, voc_size, lengths.sum(), dtype=token_dtype(voc_size))
             stops = np.cumsum(lengths)
             tokens[stops - lengths], tokens[stops - 1] = ids["cls"], ids["sep"]
@@ -338,7 +361,9 @@ def set_up(path: Path) -> dict[str, float]:
 
 def benchmark_set_up(table: Table, args: argparse.Namespace, folder: Path) -> None:
     path = folder / "synthetic.pickle"
-    write_synthetic(path, args.set_up_sequences, describe_tokenizer(load_tokenizer(args.tokenizer_name)))
+    write_synthetic(
+        path, args.set_up_sequences, describe_tokenizer(load_tokenizer(args.tokenizer_name)), args.set_up_tokens
+    )
     taken = alone(set_up, path)
     n = f"{args.set_up_sequences:,} sequences"
     table.row(f"indexing {n}, {path.stat().st_size / 1e9:.1f} GB", "", f"{taken['index']:.1f} s", "")
@@ -352,11 +377,11 @@ def check_disk(args: argparse.Namespace) -> None:
     nearest = next(p for p in (Path(args.work_dir), *Path(args.work_dir).absolute().parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     # text and its ids, at most 4 bytes a byte; an old pickle and ours; some 60 tokens a synthetic sequence
-    needed = max(5e6 * max(args.memory_megabytes, default=0), 1000 * args.open_sequences, 150 * args.set_up_sequences)
+    needed = max(5e6 * max(args.growth_megabytes, default=0), 1000 * args.open_sequences, 150 * args.set_up_sequences)
     if needed > free:
         raise InputError(
             f"this takes about {needed / 1e9:,.1f} GB of disk, but {free / 1e9:,.1f} are free in {nearest}: lower "
-            f"--memory_megabytes, --open_sequences and --set_up_sequences, or give another --work_dir."
+            f"--growth_megabytes, --open_sequences and --set_up_sequences, or give another --work_dir."
         )
 
 
@@ -370,7 +395,7 @@ def main(args: argparse.Namespace) -> None:
         folder, table = Path(name), Table()
         benchmark_tokenizing(table, args, folder)
         benchmark_dump(table, args, folder)
-        benchmark_memory(table, args, folder)
+        benchmark_growth(table, args, folder)
         benchmark_opening_and_counting(table, args, folder)
         benchmark_overlap(table, args, folder)
         benchmark_set_up(table, args, folder)

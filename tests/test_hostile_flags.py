@@ -44,7 +44,7 @@ MEASURING = {  # what scripts do for long once their flags are known to be right
     "benchmark_launches": {"report": ""},
     "benchmark_scaling": {"measure_apart": {"processes": 1, "seconds": 1.0, "tokens": 1.0, "waits": [0.0] * 3,
                                             "where": ""}},
-    "benchmark_corpus": dict.fromkeys(["benchmark_tokenizing", "benchmark_dump", "benchmark_memory",
+    "benchmark_corpus": dict.fromkeys(["benchmark_tokenizing", "benchmark_dump", "benchmark_growth",
                                        "benchmark_opening_and_counting", "benchmark_set_up"]),
 }  # fmt: skip
 MEMORY = 16 << 30  # bytes of address space; torch alone maps some
