@@ -104,7 +104,7 @@ class Distiller:
         if not self.data.held_out:
             return self.n_steps
         n_evaluated = sum(text.batches.dataset.n_tokens for text in self.data.held_out.values())
-        n = usual_evaluations(self.recipe.n_epoch * self.data.train_set.n_tokens, n_evaluated)
+        n = usual_evaluations(self.recipe.n_epoch * self.data.train_sampler.n_tokens, n_evaluated)
         return max(1, self.n_steps // n)
 
     # --------------------------------------------------------------------------------------------------------- one step
@@ -151,7 +151,7 @@ class Distiller:
         logger.info(
             "%d steps in %d epochs, %d batches each%s", self.n_steps, recipe.n_epoch, self.batches_per_step, more
         )
-        n_sequences = math.ceil(recipe.n_epoch * len(self.data.train_set) / world.size)
+        n_sequences = math.ceil(recipe.n_epoch * self.data.train_sampler.n_sequences / world.size)
         self.last_save = time.monotonic()
         with self.stop, self.meter.progress(n_sequences, n_sequences * self.n_done // self.n_steps):
             if self.n_done == 0 or self.owes_evaluation:

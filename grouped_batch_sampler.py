@@ -3,8 +3,13 @@
 A batch holds sequences of similar length, so that it needs little padding. Sorted by group, the lengths are the same in
 every epoch. So batches are cut once, and an epoch only shuffles sequences within their group, and the batches. The
 number of batches is the same in every epoch, and each sequence is in exactly one.
+
+With weights, an epoch draws the sequences of each source so many times: of a weight of 2.5, all of them twice, and
+another half of them each epoch. How many that are is fixed for each source and group, so that the lengths, and with
+them the batches, stay the same here too.
 """
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +35,8 @@ class GroupedBatchSampler:
         shuffle: draw a new order each epoch.
         seed: of the order.
         make_once: see `LmSeqsDataset`.
+        sources: None, or (n_sources + 1,) where each source begins among the sequences, and the end of the last.
+        weights: (n_sources,) how often an epoch draws each source.
     """
 
     def __init__(
@@ -41,27 +48,59 @@ class GroupedBatchSampler:
         shuffle: bool = True,
         seed: int = 0,
         make_once: Callable = lambda make: make(),
+        sources: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         assert (batch_size is None) != (tokens_per_batch is None)
         assert group_by_size or tokens_per_batch is None, "a token budget needs sequences grouped by length"
         self.lengths, self.shuffle, self.seed = lengths, shuffle, seed
-        plan = make_once(lambda: cut_batches(lengths, batch_size, tokens_per_batch, group_by_size))
+        if sources is None:
+            sources, weights = np.array([0, len(lengths)]), np.ones(1)
+        plan = make_once(
+            lambda: cut_batches(lengths, batch_size, tokens_per_batch, group_by_size, np.asarray(sources), weights)
+        )
         self._sorted, self._group_bounds, self._bounds = plan["sorted"], plan["group_bounds"], plan["bounds"]
+        self._sizes, self._draws = plan["sizes"], plan["draws"]
         self.set_epoch(0)
 
     def __len__(self) -> int:
         """Batches an epoch, over all processes."""
         return len(self._bounds) - 1
 
+    @property
+    def n_tokens(self) -> int:
+        """Of the current epoch."""
+        return int(self.lengths[self._sequences].sum(dtype=np.int64))
+
+    @property
+    def n_sequences(self) -> int:
+        """Of each epoch."""
+        return len(self._sequences)
+
     def set_epoch(self, epoch: int) -> None:
         """Makes the order of `epoch` the current one; always from scratch, so a restart changes nothing."""
-        self._sequences = self._sorted.copy()
+        self._sequences = self._draw(epoch)
         self._batches = np.arange(len(self), dtype=_index_dtype(len(self)))
         if self.shuffle:
             generator = np.random.default_rng([self.seed, epoch])
             for start, stop in zip(self._group_bounds[:-1], self._group_bounds[1:], strict=True):
                 generator.shuffle(self._sequences[start:stop])
             generator.shuffle(self._batches)
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        """The epoch's sequences, group by group."""
+        if np.array_equal(self._sizes, self._draws):
+            return self._sorted.copy()
+        parts, start = [], 0
+        for size, draws in zip(self._sizes.ravel().tolist(), self._draws.ravel().tolist(), strict=True):
+            block = self._sorted[start : start + size]
+            times, rest = divmod(draws, max(size, 1))
+            parts += [block] * times
+            if rest:  # the next ones of an order that stays the same, so that none is left out for long
+                order = np.random.default_rng([self.seed, start]).permutation(block)
+                parts.append(np.take(order, np.arange(epoch * rest, (epoch + 1) * rest), mode="wrap"))
+            start += size
+        return np.concatenate(parts)
 
     def batch(self, j: int) -> np.ndarray:
         """The indices of the sequences in the j-th batch of the current epoch."""
@@ -90,26 +129,36 @@ class GroupedBatchSampler:
 
 
 def cut_batches(
-    lengths: np.ndarray, batch_size: int | None, tokens_per_batch: int | None, group_by_size: bool
+    lengths: np.ndarray,
+    batch_size: int | None,
+    tokens_per_batch: int | None,
+    group_by_size: bool,
+    sources: np.ndarray,
+    weights: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Sorts sequences by their groups, and cuts batches from the sorted order.
+    """Sorts sequences by their groups, and cuts batches from what an epoch draws of the sorted order.
 
-    Returns: `sorted`, (n,) the sequences; `group_bounds`, where each group begins in it, and the end of the last;
-        `bounds`, the same for batches.
+    Returns: `sorted`, (n,) the sequences, in each group source by source; `sizes` and `draws`, (n_groups, n_sources)
+        how many there are and how many an epoch draws; `group_bounds`, where each group begins among the drawn, and the
+        end of the last; `bounds`, the same for batches.
     """
     n = len(lengths)
     if group_by_size:
         groups = create_lengths_groups(lengths).astype(np.uint16)  # 16 bits are sorted by counting
         in_order = np.argsort(groups, kind="stable").astype(_index_dtype(n))
-        sizes = np.bincount(groups)
-        group_bounds = np.concatenate([[0], np.cumsum(sizes)])
+        n_groups = int(groups.max()) + 1
+        of_source = [np.bincount(groups[a:b], minlength=n_groups) for a, b in itertools.pairwise(sources)]
+        sizes = np.stack(of_source, axis=1)
     else:
-        in_order, group_bounds = np.arange(n, dtype=_index_dtype(n)), np.array([0, n])
+        in_order, sizes = np.arange(n, dtype=_index_dtype(n)), np.diff(sources)[None]
+    draws = np.ceil(np.round(sizes * weights, 6)).astype(np.int64)  # so that no group is left out for good
+    drawn = draws.sum(axis=1)
     if tokens_per_batch is None:
-        bounds = np.append(np.arange(0, n, batch_size), n)
+        bounds = np.append(np.arange(0, drawn.sum(), batch_size), drawn.sum())
     else:
-        bounds = _cut_by_tokens(sizes, tokens_per_batch)
-    return {"sorted": in_order, "group_bounds": group_bounds, "bounds": bounds}
+        bounds = _cut_by_tokens(drawn, tokens_per_batch)
+    group_bounds = np.concatenate([[0], np.cumsum(drawn)])
+    return {"sorted": in_order, "sizes": sizes, "draws": draws, "group_bounds": group_bounds, "bounds": bounds}
 
 
 def _index_dtype(n: int) -> np.dtype:

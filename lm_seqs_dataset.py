@@ -90,6 +90,10 @@ class LmSeqsDataset:
     def n_tokens(self) -> int:
         return int(self.lengths.sum(dtype=np.int64))
 
+    def first_of_file(self, files: np.ndarray) -> np.ndarray:
+        """Numbers of the first sequences of these of the corpus's files; of one beyond the last, how many there are."""
+        return np.searchsorted(self._starts, self.corpus.first_token[files])
+
     def log_summary(self, name: str) -> None:
         logger.info(
             "%s: %s sequences, %s tokens, %.0f on average; %s long ones split, %s short and %s mostly unknown dropped",

@@ -14,6 +14,7 @@ a teacher of your own. The flags of both generations of the original scripts wor
 
 import argparse
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers import PretrainedConfig
 import utils
 from corpus.files import TokenCorpus, expand_globs, open_corpus
 from corpus.overlap import load_overlap
+from corpus.sources import weights_of
 from corpus.token_counts import count_tokens, load_token_counts
 from corpus.tokenization import describe_tokenizer, load_tokenizer, padding_id, vocabulary_difference
 from corpus.vocabulary_trimming import Kept
@@ -133,6 +135,7 @@ def build_data(
     train_set.log_summary(f"training text {text}")
     if left_out is not None:
         logger.info("%s: %s sequences are left out", args.leave_out, f"{len(left_out):,}")
+    sources, weights = draws_of_sources(args, train_set)
     sampler = GroupedBatchSampler(
         train_set.lengths,
         None if recipe.tokens_per_batch else recipe.batch_size,
@@ -141,6 +144,8 @@ def build_data(
         recipe.shuffle,
         recipe.seed,
         world.make_once,
+        sources,
+        weights,
     )
     held_out_text = None
     if args.valid_data_file:
@@ -163,9 +168,22 @@ def build_data(
     return RunData(train_set, sampler, masking, padding, evaluated, left_out)
 
 
+def draws_of_sources(args: argparse.Namespace, train_set: LmSeqsDataset) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Where each `--data_file` begins among the sequences, and how often an epoch draws it; None, None: all once."""
+    if args.data_weights is None and args.source_exponent is None:
+        return None, None
+    n_files = [len(expand_globs([name])) for name in args.data_file]
+    sources = train_set.first_of_file(np.cumsum([0, *n_files]))
+    tokens = np.array([train_set.lengths[a:b].sum(dtype=np.int64) for a, b in itertools.pairwise(sources)])
+    weights = weights_of(args.data_file, tokens, args.data_weights, args.source_exponent)
+    for name, n, weight in zip(args.data_file, tokens, weights, strict=True):
+        logger.info("%s: %s tokens, which an epoch draws %.3g times", name, f"{n:,}", weight)
+    return sources, weights
+
+
 def log_small_steps(run: Distiller) -> None:
     """Logs a hint if a step holds far fewer tokens than the learning rate was meant for."""
-    recipe, tokens = run.recipe, run.data.train_set.n_tokens / run.steps_per_epoch
+    recipe, tokens = run.recipe, run.data.train_sampler.n_tokens / run.steps_per_epoch
     if tokens * FAR_FEWER < TOKENS_PER_STEP and recipe.learning_rate >= Recipe.learning_rate:
         logger.info(
             "a step holds some %s tokens, a rate of %g was made for %s: docs/recipe.md says what suits short runs",

@@ -73,3 +73,33 @@ def test_processes_share_a_step_evenly_and_without_overlap():
 
 def test_groups_are_eight_tokens_wide():
     assert create_lengths_groups(np.array([1, 8, 9, 16, 17])).tolist() == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "flags", [{"batch_size": 5}, {"tokens_per_batch": 1024}, {"batch_size": 5, "group_by_size": False}]
+)
+def test_weights_say_how_often_an_epoch_draws_a_source(flags):
+    sources, weights = np.array([0, 300, 703, 1003]), np.array([2.0, 0.25, 1.5])
+    sampler = GroupedBatchSampler(LENGTHS, sources=sources, weights=weights, seed=3, **flags)
+    assert len(sampler) == len(batches(sampler, 7))
+    times = np.zeros(len(LENGTHS), int)
+    for epoch in range(4):
+        drawn = np.bincount(np.concatenate(batches(sampler, epoch)), minlength=len(LENGTHS))
+        assert sampler.n_sequences == drawn.sum()
+        assert sampler.n_tokens == (drawn * LENGTHS).sum()
+        for begin, end, weight in zip(sources, sources[1:], weights, strict=False):
+            n = end - begin
+            assert weight * n <= drawn[begin:end].sum() <= weight * n + 17  # rounded up in each group
+            assert set(drawn[begin:end]) <= {int(weight), int(np.ceil(weight))}
+        times += drawn
+    assert (times[:300] == 8).all()
+    assert (times[300:703] >= 1).all() and times[300:703].mean() < 1.2
+    assert (times[703:] >= 5).all()
+    again = GroupedBatchSampler(LENGTHS, sources=sources, weights=weights, seed=3, **flags)
+    assert all(np.array_equal(a, b) for a, b in zip(batches(again, 3), batches(sampler, 3), strict=True))
+
+
+def test_weights_of_one_change_nothing():
+    plain = GroupedBatchSampler(LENGTHS, batch_size=5)
+    weighted = GroupedBatchSampler(LENGTHS, batch_size=5, sources=np.array([0, 500, 1003]), weights=np.ones(2))
+    assert all(np.array_equal(a, b) for a, b in zip(batches(plain, 2), batches(weighted, 2), strict=True))

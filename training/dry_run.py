@@ -64,7 +64,7 @@ def make_estimate(distiller, n_steps: int) -> Estimate:
         steps_timed=timed,
         tokens_per_second=per_second,
         mfu=flops / seconds / distiller.world.size / distiller.peak_flops if distiller.peak_flops else None,
-        training=distiller.recipe.n_epoch * distiller.data.train_set.n_tokens / per_second,
+        training=distiller.recipe.n_epoch * distiller.data.train_sampler.n_tokens / per_second,
         n_evaluations=n_evaluations,
         evaluations=n_evaluations * evaluation,
         peak_memory=peak,

@@ -55,6 +55,17 @@ def _add_file_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files").add_argument
     add("--dump_path", type=path, required=True, help="folder for all that the run writes")
     add("--data_file", type=path, nargs="+", required=True, help="binarized text to train on: files or globs")
+    add(
+        "--data_weights",
+        type=real(0, 1e4, low_allowed=False),
+        nargs="+",
+        help="how often an epoch draws the sequences of each --data_file, such as 2 0.5 (default: once)",
+    )
+    add(
+        "--source_exponent",
+        type=real(0, 1),
+        help="draw each --data_file in proportion to its tokens to this power, as XLM draws languages (0.7)",
+    )
     add("--token_counts", type=path, help="counts of that text (scripts/token_counts.py); default: the run counts")
     add("--leave_out", type=path, help="sequences not to train on (scripts/corpus_doctor.py --overlap_file)")
     add("--valid_data_file", type=path, nargs="+", help="text to evaluate on (default: a share of --data_file)")
@@ -267,6 +278,10 @@ def sanity_checks(args: argparse.Namespace) -> None:
     utils.check_needed(args, make_parser(""), "alpha_relation", "relation_layer", "relation_heads")
     utils.check_needed(args, make_parser(""), "alpha_layers", "teacher_layers")
     utils.check_needed(args, make_parser(""), "alpha_pooled", "keep_dense")
+    if args.data_weights is not None and args.source_exponent is not None:
+        raise InputError(
+            "--data_weights and --source_exponent both say how often each text is drawn: give one of them."
+        )
     if args.tokens_per_batch and not args.group_by_size:
         raise InputError("--tokens_per_batch needs sequences grouped by length: leave out --no-group_by_size.")
     given = [f"--{name}" for name in ARCHITECTURE if getattr(args, name) is not None]

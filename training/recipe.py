@@ -35,6 +35,8 @@ class Recipe:
     whole_word_mask: bool = False
     # batches and steps
     n_epoch: int = 3
+    data_weights: list[float] | None = None
+    source_exponent: float | None = None
     batch_size: int = 5
     tokens_per_batch: int | None = None
     gradient_accumulation_steps: int = 50
