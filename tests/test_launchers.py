@@ -125,7 +125,15 @@ def write_command(path, body):
 
 def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, flags, fake, environment):
     run = tmp_path / "run"
-    command = ["bash", ROOT / "scripts" / "train.slurm", "--dump_path", run, *flags, "--gradient_accumulation_steps", 1]
+    command = [
+        "bash",
+        ROOT / "scripts" / "cluster" / "train.slurm",
+        "--dump_path",
+        run,
+        *flags,
+        "--gradient_accumulation_steps",
+        1,
+    ]
     with started([*command, "--n_epoch", 300], env=environment) as job:
         deadline = time.monotonic() + LIMIT
         while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count('"train"') < 2:
@@ -142,7 +150,7 @@ def test_the_slurm_job_saves_and_requeues_itself_when_told_to_stop(tmp_path, fla
 
 def test_a_job_whose_training_fails_stays_ended(fake, environment):
     write_command(fake / "torchrun", "exit 1")
-    with started(["bash", ROOT / "scripts" / "train.slurm"], env=environment) as job:
+    with started(["bash", ROOT / "scripts" / "cluster" / "train.slurm"], env=environment) as job:
         job.communicate(timeout=LIMIT)
     assert job.returncode == 1
     assert not (fake / "requeued").exists()

@@ -21,7 +21,8 @@ ALL = "\n".join(TEXTS.values())
 # A command, with the line before it if that sets its environment.
 COMMANDS = re.findall(r"^    ((?:export .*\n    )?(?:python|torchrun|bash|pip) .*)$", ALL, re.MULTILINE)
 INSTALLING = [command for command in COMMANDS if command.startswith(("bash scripts/", "pip install -r"))]
-RUNNABLE = [command for command in COMMANDS if command not in INSTALLING]
+ELSEWHERE = "python scripts/cluster/prepare.py"  # needs datatrove: tests/clients runs it
+RUNNABLE = [command for command in COMMANDS if command not in INSTALLING and not command.startswith(ELSEWHERE)]
 SMALLER = {  # sizes that would take minutes
     "--max_megabytes 6": "--max_megabytes 0.3 --num_workers 0",
     "--choose_layers": "--choose_layers --n_sequences 5",
@@ -130,7 +131,7 @@ def test_the_tree_has_every_room_and_each_file_says_what_it_is_for():
         assert name in tree
     for file in [*ROOT.glob("*.py"), *(file for room in [*rooms, ROOT / "scripts"] for file in room.glob("*.py"))]:
         assert ast.get_docstring(ast.parse(file.read_text())), file
-    for file in [*ROOT.glob("scripts/*.sh"), ROOT / "scripts" / "train.slurm"]:
+    for file in [*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/cluster/*[!y]")]:
         assert any(line.startswith("# ") for line in file.read_text().splitlines()[:2]), file
 
 
@@ -138,11 +139,11 @@ def test_every_flag_that_is_named_is_known():
     import train
 
     known = {option for action in train.make_parser()._actions for option in action.option_strings}
-    files = [*ROOT.glob("scripts/*.py"), *ROOT.glob("evaluation/*.py"), ROOT / "tests" / "kill_and_resume.py"]
+    files = [*ROOT.glob("scripts/**/*.py"), *ROOT.glob("evaluation/*.py"), ROOT / "tests" / "kill_and_resume.py"]
     for script in files:
         known |= set(re.findall(r'add(?:_argument)?\(\s*"(--\w+)"', script.read_text()))
     for command in RUNNABLE:  # flags of the launchers: the test above has run them
         if "torchrun" in command or "torch.distributed" in command:
             known |= set(re.findall(r" (--[\w-]+)", command.partition("train.py")[0]))
-    of_others = {"--no", "--help", "--clients", "--exclude", "--directory"}  # of test.sh, hf, and http.server
+    of_others = {"--no", "--help", "--clients", "--exclude", "--directory", "--env", "--filename"}  # test.sh, hf, ...
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w", ALL)) <= known | of_others

@@ -3,6 +3,7 @@
 
 import os
 import pickle
+import re
 import signal
 import sys
 import time
@@ -13,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import token_counts
-from corpora import make_sequences  # noqa: F401  (so that the folder of tests is on the path)
 from processes import LIMIT, run_command, running
 from workspace import ROOT, load_tokenizer, make_text, run, train
 
@@ -84,6 +84,25 @@ def test_shards_hold_what_was_asked_for_and_can_be_trained_on(workspace, tmp_pat
     assert pickle.loads((tmp_path / "counts.pickle").read_bytes()) == counted.tolist()
     train(workspace, tmp_path / "run", "--data_file", pattern, "--token_counts", tmp_path / "counts.pickle")
     prepare(*flags, "--dump_file", tmp_path / "text", "--target_length", 50, expect=2)
+
+
+def test_the_command_of_the_docs(workspace, tmp_path, crawl):
+    (command,) = re.findall(
+        r"^    (python scripts/cluster/.*)$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE
+    )
+    (tmp_path / "crawl").mkdir()
+    for file in crawl.glob("*"):
+        table = pq.read_table(file)
+        names = ["language_score" if name == "score" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), tmp_path / "crawl" / file.name)
+    (tmp_path / "glue" / "CoLA").mkdir(parents=True)
+    (tmp_path / "glue" / "CoLA" / "dev.tsv").write_text("1\tthe cat sees the garden near the long road today\n")
+    (tmp_path / "bert-base-uncased").symlink_to(workspace / "bert-base-uncased")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = run_command(command, limit=4 * LIMIT, cwd=tmp_path, env={**os.environ, "PATH": path})
+    assert result.returncode == 0, result.stderr
+    assert len(open_corpus([str(tmp_path / "data" / "crawl.*.pickle")]).files) == 4
 
 
 def test_killed_at_three_places_it_ends_in_the_same_shards(tmp_path, flags):
