@@ -1,12 +1,14 @@
 """The second step of distillation: a student learns a task from a teacher that has been fine-tuned on it.
 
-First its hidden states follow those of the teacher's layers on the texts of the task, then its predictions follow the
-teacher's (Jiao et al., 2020, arXiv 1909.10351). Both are Trainers with another loss, for `fine_tuning.FineTuner`.
+First its hidden states, and if asked for its relations between tokens, follow those of the teacher's layers on the
+texts of the task, then its predictions follow the teacher's (Jiao et al., 2020, arXiv 1909.10351). Both are Trainers
+with another loss, for `fine_tuning.FineTuner`.
 
 Dimensions: bs texts, padded to seq_length; n_tokens of them real; dim.
 """
 
 import argparse
+import itertools
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -16,8 +18,10 @@ from transformers import PreTrainedModel, Trainer
 
 from corpus.tokenization import describe_tokenizer
 from evaluation.fine_tuning import FineTuner, encode, longest, taken_by
+from models.language_model import LayerVectors
 from models.student import followed_layers
 from training import losses
+from training.relation_loss import relation_loss, usual_heads
 from utils import InputError, integer, real
 
 
@@ -33,12 +37,14 @@ class Distillation:
 
     Attributes:
         layer_epochs, layer_rate: of following the hidden states; the predictions have the settings of the tuner.
+        alpha_relation: weight of the relations between tokens, beside the hidden states.
         alpha_ce: weight of following the teacher's predictions; the labels have the rest.
         temperature: of both softmaxes.
     """
 
     layer_epochs: int = 2
     layer_rate: float = 1e-4
+    alpha_relation: float = 0.0
     alpha_ce: float = 0.5
     temperature: float = 2.0
 
@@ -79,6 +85,12 @@ def add_layer_flags(group, n_epoch: int) -> None:
         default=Distillation.layer_rate,
         help="peak rate of these (%(default)s)",
     )
+    group.add_argument(
+        "--alpha_relation",
+        type=real(0, 1e6),
+        default=Distillation.alpha_relation,
+        help="weight, then, of the relations between tokens in each layer (%(default)s)",
+    )
 
 
 def distil(
@@ -100,7 +112,7 @@ def distil(
     teacher.to("cuda" if on_gpu else "cpu").eval().requires_grad_(False)
     if how.layer_epochs:
         both = [{**t, **s} for t, s in zip(t_features, s_features, strict=True)]
-        follow_layers(tuner, teacher, both, f"{title}, layers", how.layer_epochs, how.layer_rate)
+        follow_layers(tuner, teacher, both, f"{title}, layers", how)
     asked = FineTuner(teacher, tuner.tokenizer, tuner.settings, 0, torch.float32, tuner.use_cpu)
     t_logits = asked.predict(t_features).tolist()
     guesses = [t[0] if len(t) == 1 else int(np.argmax(t)) for t in t_logits]
@@ -110,7 +122,7 @@ def distil(
 
 
 def follow_layers(
-    tuner: FineTuner, teacher: PreTrainedModel, features: list[dict], title: str, n_epoch: int, learning_rate: float
+    tuner: FineTuner, teacher: PreTrainedModel, features: list[dict], title: str, how: Distillation
 ) -> None:
     """Trains the tuner's model to have the teacher's hidden states: its embeddings those of the teacher's, and each
     layer those of the one it was taken from (see `models.student.followed_layers`).
@@ -119,28 +131,50 @@ def follow_layers(
         teacher: frozen, on the tuner's device.
         features: of the texts, with all that either model's `forward` takes.
         title: what the progress bar says.
+        how: for how long, at which rate, and with what weight of relations.
     """
     student = tuner.model
-    settings = replace(tuner.settings, n_epoch=n_epoch, learning_rate=learning_rate)
+    settings = replace(tuner.settings, n_epoch=how.layer_epochs, learning_rate=how.layer_rate)
     layers = followed_layers(None, student.config, teacher.config)
     # A part of the model for as long as it trains, since the Trainer optimizes what belongs to its model.
     student.widening = losses.Widening(student.config.hidden_size, teacher.config.hidden_size)
     follower = FineTuner(student, tuner.tokenizer, settings, tuner.seed, tuner.dtype, tuner.use_cpu)
-    follower.train(features, title, trainer_class=LayerTrainer, teacher=teacher, layers=layers)
+    watched = [
+        (LayerVectors(student, i), LayerVectors(teacher, layer)) for i, layer in enumerate(layers) if how.alpha_relation
+    ]
+    follower.train(
+        features, title, trainer_class=LayerTrainer, teacher=teacher, layers=layers, watched=watched,
+        alpha_relation=how.alpha_relation,
+    )  # fmt: skip
+    for vectors in itertools.chain.from_iterable(watched):
+        vectors.remove()
     del student.widening
 
 
 class LayerTrainer(Trainer):
-    """The squared difference of hidden states: the sum over the layers of a mean over tokens and dimensions.
+    """The squared difference of hidden states, the sum over the layers of a mean over tokens and dimensions; and
+    alpha_relation x the KL of relations, the sum over the layers of a mean over tokens (see `training.relation_loss`).
 
     Args:
         teacher: frozen, on the student's device.
         layers: which layer of the teacher each of the student's follows.
+        watched: the vectors of each pair of layers whose relations are compared.
+        alpha_relation: their weight.
     """
 
-    def __init__(self, *args, teacher: PreTrainedModel, layers: list[int], **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        teacher: PreTrainedModel,
+        layers: list[int],
+        watched: list[tuple[LayerVectors, LayerVectors]],
+        alpha_relation: float,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.teacher, self.states = teacher, [0, *(layer + 1 for layer in layers)]
+        self.watched, self.alpha_relation = watched, alpha_relation
+        self.heads = usual_heads([width for pair in watched for vectors in pair for width in vectors.widths])
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         attended = inputs["attention_mask"].bool()  # (bs, seq_length)
@@ -149,7 +183,11 @@ class LayerTrainer(Trainer):
             t_output = self.teacher(**taken_by(self.teacher, inputs), output_hidden_states=True)
         s = [self.model.widening(losses.at_least_float32(state[attended])) for state in output.hidden_states]
         t = [t_output.hidden_states[state][attended] for state in self.states]  # (n_tokens, dim)
-        loss = losses.layer_loss(s, t) / attended.sum()
+        loss = losses.layer_loss(s, t)
+        for of_student, of_teacher in self.watched:
+            relation = relation_loss(of_student.vectors, of_teacher.vectors, self.heads, attended)
+            loss = loss + self.alpha_relation * relation
+        loss = loss / attended.sum()
         return (loss, output) if return_outputs else loss
 
 

@@ -14,6 +14,37 @@ from models.families import FULL, SLIDING, family_of
 from models.sentence_encoder import Pooling
 
 
+class LayerVectors:
+    """The queries, keys and values of one of a model's layers, as the model's last call left them.
+
+    Attributes:
+        widths: of each of the three.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int) -> None:
+        family = family_of(model.config)
+        self._found: dict[str, torch.Tensor] = dict.fromkeys(family.queries_keys_values)
+        products = {name: model.get_submodule(f"{family.layers}.{layer}.{name}") for name in self._found}
+        self._hooks = [
+            product.register_forward_hook(functools.partial(self._keep, name)) for name, product in products.items()
+        ]
+        widths = [product.nf if isinstance(product, Conv1D) else product.out_features for product in products.values()]
+        self.widths = tuple(widths) if len(widths) == 3 else (widths[0] // 3,) * 3
+
+    def _keep(self, name: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self._found[name] = output
+
+    @property
+    def vectors(self) -> tuple[torch.Tensor, ...]:
+        """(bs, seq_length, width) each, before heads and rotations."""
+        found = tuple(self._found.values())
+        return found if len(found) == 3 else found[0].chunk(3, -1)
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
 class LanguageModel(nn.Module):
     """A model taken apart into encoder and vocabulary head, so that only the rows of interest reach the head.
 
@@ -25,7 +56,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model, self.pooling = model, pooling or Pooling()
         self.family = family_of(model.config)
-        self._vectors: dict[str, torch.Tensor] = {}
+        self.watched: LayerVectors | None = None
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states.
@@ -72,21 +103,13 @@ class LanguageModel(nn.Module):
 
         Returns: the width of each of the three.
         """
-        widths = []
-        for name in self.family.queries_keys_values:
-            product = self.model.get_submodule(f"{self.family.layers}.{layer}.{name}")
-            product.register_forward_hook(functools.partial(self._keep, name))
-            widths.append(product.nf if isinstance(product, Conv1D) else product.out_features)
-        return tuple(widths) if len(widths) == 3 else (widths[0] // 3,) * 3
-
-    def _keep(self, name: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        self._vectors[name] = output
+        self.watched = LayerVectors(self.model, layer)
+        return self.watched.widths
 
     @property
     def vectors(self) -> tuple[torch.Tensor, ...]:
         """(bs, seq_length, width) each: queries, keys and values of the last call, before heads and rotations."""
-        found = [self._vectors[name] for name in self.family.queries_keys_values]
-        return tuple(found) if len(found) == 3 else found[0].chunk(3, -1)
+        return self.watched.vectors
 
     def transform(self, hidden: torch.Tensor) -> torch.Tensor:
         """(n, dim) last hidden states -> (n, dim), what the projection onto the vocabulary takes."""

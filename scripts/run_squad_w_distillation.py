@@ -32,7 +32,7 @@ from corpus.tokenization import load_tokenizer
 from evaluation import scores, squad
 from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
 from evaluation.task_card import CARD, Data, make_task_card
-from evaluation.task_distillation import add_layer_flags, check_shared_vocabulary, follow_layers
+from evaluation.task_distillation import Distillation, add_layer_flags, check_shared_vocabulary, follow_layers
 from files.atomic import atomic_write, replacing_files, write_json
 from files.paths import check_output_folder
 from models.families import FAMILIES, max_length
@@ -136,7 +136,7 @@ class DistillationTrainer(Trainer):
 def check_flags(args: argparse.Namespace, tokenizer) -> None:
     utils.check_needed(
         args, make_parser(), "teacher_name_or_path", "teacher_type", "alpha_ce", "alpha_squad", "temperature",
-        "layer_epochs", "layer_rate",
+        "layer_epochs", "layer_rate", "alpha_relation",
     )  # fmt: skip
     if not args.train_file and not args.predict_file:
         raise InputError("give --train_file to train, --predict_file to score, or both.")
@@ -193,7 +193,8 @@ def train(args: argparse.Namespace, questions: list[squad.Question], tuner: Fine
     if args.layer_epochs:
         texts = [{name: ids for name, ids in each.items() if not name.endswith("_positions")} for each in features]
         title = f"{Path(args.model_name_or_path).name}, SQuAD, layers"
-        follow_layers(tuner, teacher, texts, title, args.layer_epochs, args.layer_rate)
+        how = Distillation(args.layer_epochs, args.layer_rate, args.alpha_relation)
+        follow_layers(tuner, teacher, texts, title, how)
     tuner.train(features, f"{Path(args.model_name_or_path).name}, SQuAD", **more)
 
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from test_relation_loss import formula as relations_formula
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, TrainingArguments
 from workspace import load_tokenizer
 
 from evaluation.fine_tuning import FineTuner, Settings, encode, load_for
-from evaluation.task_distillation import LayerTrainer, TaughtTrainer, follow_layers
+from evaluation.task_distillation import Distillation, LayerTrainer, TaughtTrainer, follow_layers
+from models.language_model import LayerVectors
 from training.losses import Widening
 from utils import InputError
 
@@ -58,7 +60,7 @@ def test_the_loss_of_layers_is_that_of_the_definition(tmp_path, workspace):
     student = narrow_student(tokenizer)
     student.widening = Widening(16, 32)
     arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
-    trainer = LayerTrainer(student, arguments, teacher=teacher, layers=[1, 2])
+    trainer = LayerTrainer(student, arguments, teacher=teacher, layers=[1, 2], watched=[], alpha_relation=0.0)
     inputs = tokenizer([text for (text,) in TEXTS], return_tensors="pt", padding=True)
     loss = trainer.compute_loss(student, dict(inputs))
     assert loss.item() == pytest.approx(distance(student, teacher, tokenizer, [1, 2], student.widening), rel=1e-5)
@@ -74,7 +76,7 @@ def test_a_student_comes_closer_to_its_teachers_layers(workspace, student, narro
     tuner = FineTuner(model, tokenizer, Settings(batch_size=8), 0, torch.float32, use_cpu=True)
     t, s = (encode(tokenizer, m, TEXTS, 64) for m in (teacher, model))
     before = None if narrow else distance(model, teacher, tokenizer, [0, 3])
-    follow_layers(tuner, teacher, [{**a, **b} for a, b in zip(t, s, strict=True)], "", 10, 3e-3)
+    follow_layers(tuner, teacher, [{**a, **b} for a, b in zip(t, s, strict=True)], "", Distillation(10, 3e-3))
     assert narrow or distance(model, teacher, tokenizer, [0, 3]) < 0.7 * before
     assert sorted(model.state_dict()) == own  # what widened it is gone
 
@@ -85,4 +87,29 @@ def test_layers_that_the_teacher_does_not_have_are_named(workspace, student):
     model.config.teacher_layers = [0, 7]
     tuner = FineTuner(model, tokenizer, Settings(), 0, torch.float32, use_cpu=True)
     with pytest.raises(InputError, match=r"\[0, 7\], as the student's configuration has it"):
-        follow_layers(tuner, teacher, [], "", 1, 1e-4)
+        follow_layers(tuner, teacher, [], "", Distillation(1, 1e-4))
+
+
+def test_relations_are_compared_in_every_layer(tmp_path, workspace):
+    tokenizer, teacher = load_tokenizer(workspace / "bert-base-uncased"), classifier(workspace / "bert-base-uncased")
+    student, layers = narrow_student(tokenizer), [1, 2]
+    student.widening = Widening(16, 32)
+    watched = [(LayerVectors(student, i), LayerVectors(teacher, layer)) for i, layer in enumerate(layers)]
+    arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
+    trainer = LayerTrainer(student, arguments, teacher=teacher, layers=layers, watched=watched, alpha_relation=3.0)
+    assert trainer.heads == 2
+    inputs = dict(tokenizer([text for (text,) in TEXTS], return_tensors="pt", padding=True))
+    loss = trainer.compute_loss(student, inputs)
+    expected = distance(student, teacher, tokenizer, layers, student.widening)
+    lengths = inputs["attention_mask"].sum(1)
+    states = student.distilbert(inputs["input_ids"], inputs["attention_mask"], output_hidden_states=True).hidden_states
+    t_states = teacher.bert(inputs["input_ids"], inputs["attention_mask"], output_hidden_states=True).hidden_states
+    for i, layer in enumerate(layers):
+        s_attention = student.distilbert.transformer.layer[i].attention
+        t_attention = teacher.bert.encoder.layer[layer].attention.self
+        s = [getattr(s_attention, kind)(states[i]) for kind in ("q_lin", "k_lin", "v_lin")]
+        t = [getattr(t_attention, kind)(t_states[layer]) for kind in ("query", "key", "value")]
+        expected += 3.0 * relations_formula(s, t, 2, False, lengths).item() / int(lengths.sum())
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert student.distilbert.transformer.layer[0].attention.v_lin.weight.grad.abs().sum() > 0
