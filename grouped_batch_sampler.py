@@ -16,6 +16,7 @@ import numpy as np
 
 from utils import InputError
 
+BLOCK = 1 << 22  # sequences
 GROUP_WIDTH = 8  # tokens; also what tensor cores want lengths to be a multiple of
 
 
@@ -79,6 +80,7 @@ class GroupedBatchSampler:
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the order of `epoch` the current one; always from scratch, so a restart changes nothing."""
+        self._sequences = self._batches = None  # frees those of the epoch before
         self._sequences = self._draw(epoch)
         self._batches = np.arange(len(self), dtype=_index_dtype(len(self)))
         if self.shuffle:
@@ -144,11 +146,8 @@ def cut_batches(
     """
     n = len(lengths)
     if group_by_size:
-        groups = create_lengths_groups(lengths).astype(np.uint16)  # 16 bits are sorted by counting
-        in_order = np.argsort(groups, kind="stable").astype(_index_dtype(n))
-        n_groups = int(groups.max()) + 1
-        of_source = [np.bincount(groups[a:b], minlength=n_groups) for a, b in itertools.pairwise(sources)]
-        sizes = np.stack(of_source, axis=1)
+        sizes = np.stack([_group_sizes(lengths[a:b], lengths.max()) for a, b in itertools.pairwise(sources)], axis=1)
+        in_order = _sort_by_group(lengths, sizes.sum(axis=1))
     else:
         in_order, sizes = np.arange(n, dtype=_index_dtype(n)), np.diff(sources)[None]
     draws = np.ceil(np.round(sizes * weights, 6)).astype(np.int64)  # so that no group is left out for good
@@ -159,6 +158,32 @@ def cut_batches(
         bounds = _cut_by_tokens(drawn, tokens_per_batch)
     group_bounds = np.concatenate([[0], np.cumsum(drawn)])
     return {"sorted": in_order, "sizes": sizes, "draws": draws, "group_bounds": group_bounds, "bounds": bounds}
+
+
+def _group_sizes(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """(n_groups,) sequences in each group, up to that of the longest length."""
+    counts = np.zeros(int(create_lengths_groups(longest)) + 1, np.int64)
+    for first in range(0, len(lengths), BLOCK):
+        counts += np.bincount(create_lengths_groups(lengths[first : first + BLOCK]), minlength=len(counts))
+    return counts
+
+
+def _sort_by_group(lengths: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(n,) the sequences group by group, in each in their order: what a stable argsort of the groups gives, block by
+    block, since for half a billion sequences that alone would take 5 GB.
+
+    Args:
+        sizes: (n_groups,) sequences in each group.
+    """
+    in_order = np.empty(len(lengths), _index_dtype(len(lengths)))
+    free = np.cumsum(sizes) - sizes  # where the next of each group belongs
+    for first in range(0, len(lengths), BLOCK):
+        groups = create_lengths_groups(lengths[first : first + BLOCK]).astype(np.uint16)  # 16 bits: sorted by counting
+        counts = np.bincount(groups, minlength=len(sizes))
+        places = np.arange(len(groups)) + np.repeat(free - (np.cumsum(counts) - counts), counts)
+        in_order[places] = first + np.argsort(groups, kind="stable")
+        free += counts
+    return in_order
 
 
 def _index_dtype(n: int) -> np.dtype:

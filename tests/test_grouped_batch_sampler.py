@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import grouped_batch_sampler
 from grouped_batch_sampler import GroupedBatchSampler, create_lengths_groups
 from utils import InputError
 
@@ -103,3 +104,10 @@ def test_weights_of_one_change_nothing():
     plain = GroupedBatchSampler(LENGTHS, batch_size=5)
     weighted = GroupedBatchSampler(LENGTHS, batch_size=5, sources=np.array([0, 500, 1003]), weights=np.ones(2))
     assert all(np.array_equal(a, b) for a, b in zip(batches(plain, 2), batches(weighted, 2), strict=True))
+
+
+def test_sorting_in_blocks_is_sorting(monkeypatch):
+    expected = GroupedBatchSampler(LENGTHS, batch_size=5)._sorted
+    assert np.array_equal(expected, np.argsort(create_lengths_groups(LENGTHS), kind="stable"))
+    monkeypatch.setattr(grouped_batch_sampler, "BLOCK", 100)
+    assert np.array_equal(GroupedBatchSampler(LENGTHS, batch_size=5)._sorted, expected)
