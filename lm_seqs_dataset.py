@@ -14,7 +14,8 @@ from corpus.tokenization import boundary_ids, unknown_id
 from dataset import count_per_sequence
 from utils import InputError, logger
 
-MIN_LENGTH = 12  # shorter sequences teach nothing; tokens, with the two boundary tokens
+MIN_LENGTH = 12  # shorter sequences teach a language model nothing; tokens, with the two boundary tokens
+SHORTEST = 3  # an encoder meets them as questions
 MAX_UNKNOWN = 0.5  # share of [UNK] from which on a sequence is dropped
 
 
@@ -37,6 +38,7 @@ class LmSeqsDataset:
         special_ids: the tokenizer's, as in `describe_tokenizer`.
         max_length: tokens a model can take, boundary tokens included.
         exclude: (n,) sorted indices of the corpus's sequences to leave out.
+        min_length: of a sequence, in tokens; shorter ones are dropped.
         make_once: calls the function it is given, which makes named arrays; `World.make_once` lets only one process of
             a machine make them, for all to use.
 
@@ -51,17 +53,18 @@ class LmSeqsDataset:
         special_ids: dict,
         max_length: int,
         exclude: np.ndarray | None = None,
+        min_length: int = MIN_LENGTH,
         make_once: Callable = lambda make: make(),
     ) -> None:
         self.corpus, self.max_length = corpus, max_length
         self.begin, self.end = boundary_ids(special_ids)
         self._check_boundaries()
-        index = make_once(lambda: index_sequences(corpus, unknown_id(special_ids), max_length, exclude))
+        index = make_once(lambda: index_sequences(corpus, unknown_id(special_ids), max_length, exclude, min_length))
         self._starts, self.lengths = index["starts"], index["lengths"]
         self.dropped = Dropped(*index["dropped"].tolist())
         if len(self) == 0:
             raise InputError(
-                f"{corpus}: no sequence is left to train on; {self.dropped.short} have fewer than {MIN_LENGTH} "
+                f"{corpus}: no sequence is left to train on; {self.dropped.short} have fewer than {min_length} "
                 f"tokens and {self.dropped.unknown} are mostly unknown tokens."
             )
 
@@ -108,7 +111,11 @@ class LmSeqsDataset:
 
 
 def index_sequences(
-    corpus: TokenCorpus, unknown: int | None, max_length: int, exclude: np.ndarray | None = None
+    corpus: TokenCorpus,
+    unknown: int | None,
+    max_length: int,
+    exclude: np.ndarray | None = None,
+    min_length: int = MIN_LENGTH,
 ) -> dict[str, np.ndarray]:
     """Where the training sequences lie. Goes through the corpus block by block; reads tokens only to find `unknown`.
 
@@ -123,7 +130,7 @@ def index_sequences(
         if exclude is not None:
             inside = exclude[slice(*np.searchsorted(exclude, (first, first + len(sizes))))]
             keep[inside - first] = False
-        short = keep & (sizes < MIN_LENGTH)
+        short = keep & (sizes < min_length)
         keep &= ~short
         dropped.short += int(short.sum())
         if unknown is not None:

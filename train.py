@@ -31,7 +31,7 @@ from corpus.vocabulary_trimming import Kept
 from distiller import Distiller
 from evaluation import held_out
 from grouped_batch_sampler import GroupedBatchSampler
-from lm_seqs_dataset import LmSeqsDataset
+from lm_seqs_dataset import MIN_LENGTH, SHORTEST, LmSeqsDataset
 from models.families import family_of, max_length
 from models.language_model import LanguageModel, freeze
 from models.loading import (
@@ -131,7 +131,8 @@ def build_data(
     special_ids = describe_tokenizer(tokenizer)["special_ids"]
     left_out = load_overlap(args.leave_out, text) if args.leave_out else None
     excluded = chosen if left_out is None else np.union1d(chosen, left_out)
-    train_set = LmSeqsDataset(text, special_ids, length, excluded, world.make_once)
+    min_length = SHORTEST if recipe.encoder_only else MIN_LENGTH
+    train_set = LmSeqsDataset(text, special_ids, length, excluded, min_length, world.make_once)
     train_set.log_summary(f"training text {text}")
     if left_out is not None:
         logger.info("%s: %s sequences are left out", args.leave_out, f"{len(left_out):,}")
@@ -151,9 +152,9 @@ def build_data(
     if args.valid_data_file:
         valid_text = open_corpus(args.valid_data_file, tokenizer)
         valid_text.verify()
-        held_out_text = held_out.held_out_batches(valid_text, tokenizer, length, masked, None)
+        held_out_text = held_out.held_out_batches(valid_text, tokenizer, length, masked, None, min_length=min_length)
     elif len(chosen):
-        held_out_text = held_out.held_out_batches(text, tokenizer, length, masked, chosen)
+        held_out_text = held_out.held_out_batches(text, tokenizer, length, masked, chosen, min_length=min_length)
 
     masking = None
     if masked:

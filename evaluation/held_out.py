@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from corpus.files import TokenCorpus
 from corpus.tokenization import describe_tokenizer, padding_id
 from grouped_batch_sampler import GroupedBatchSampler
-from lm_seqs_dataset import LmSeqsDataset
+from lm_seqs_dataset import MIN_LENGTH, LmSeqsDataset
 from models.language_model import LanguageModel
 from models.sentence_encoder import Pooling
 from training.batches import Batches, MicroBatch, MicroBatches, Padding, StepCounts
@@ -49,6 +49,7 @@ def held_out_batches(
     masked: bool,
     sequences: np.ndarray | None,
     masking: Masking | None = None,
+    min_length: int = MIN_LENGTH,
 ) -> MicroBatches:
     """Batches of these sequences of a corpus (None: of all), with masks that never change, each as one micro-batch.
 
@@ -57,7 +58,8 @@ def held_out_batches(
         masking: None: evenly, if at all.
     """
     selected = corpus if sequences is None else corpus.take(sequences)
-    dataset = LmSeqsDataset(selected, describe_tokenizer(tokenizer)["special_ids"], max_length)
+    special_ids = describe_tokenizer(tokenizer)["special_ids"]
+    dataset = LmSeqsDataset(selected, special_ids, max_length, min_length=min_length)
     dataset.log_summary("held-out text")
     budget = max(TOKENS_PER_BATCH, int(dataset.lengths.max()) + 8)
     sampler = GroupedBatchSampler(dataset.lengths, tokens_per_batch=budget, shuffle=False)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import binarized_data
 import compare_models
 import extract_for_distil
 import numpy as np
@@ -201,3 +202,14 @@ def test_a_report_compares_hidden_states(student, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "cosine of hidden states with the teacher" in page and "held-out: loss of hidden states" in page
     assert "First guesses" not in page
+
+
+def test_short_texts_count_for_an_encoder_and_not_for_a_language_model(workspace, encoder, tmp_path, capsys):
+    (tmp_path / "questions.txt").write_text("who sees the garden\nthe cat\n" * 60)
+    run(binarized_data, "--file_path", tmp_path / "questions.txt", "--tokenizer_name", encoder, "--dump_file",
+        tmp_path / "questions")  # fmt: skip
+    text = ("--data_file", tmp_path / f"questions.{encoder.name}.pickle")
+    train(workspace, tmp_path / "run", "--teacher_name", encoder, *text, *HIDDEN)
+    assert "training text" in (log := capsys.readouterr().err) and "119 sequences" in log and " 0 short" in log
+    train(workspace, tmp_path / "words", *text, expect=2)
+    assert "have fewer than 12 tokens" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import binarized_data
 import corpus_doctor
 import numpy as np
 import pytest
@@ -47,6 +48,21 @@ def test_they_are_those_of_the_definition(workspace, corpus, tokenizer, tmp_path
     assert (file["texts"], file["found"], file["sequences"]) == (3, 2, len(expected))
     number, words = found.examples[0]
     assert words in "".join(c for c in lines[number].lower() if c.isalpha() or c == " ")
+
+
+def test_shards_give_the_same_as_one_file(workspace, corpus, tokenizer, tmp_path, monkeypatch):
+    for k in range(3):
+        run(binarized_data, "--file_path", workspace / "dump.txt", "--tokenizer_name", workspace / "bert-base-uncased",
+            "--dump_file", tmp_path / "text", "--shard_id", k, "--num_shards", 3)  # fmt: skip
+    shards = open_corpus([str(tmp_path / "text.*.pickle")])
+    assert len(shards.files) == 3
+    lines = (workspace / "dump.txt").read_text().splitlines()
+    (tmp_path / "dev.txt").write_text("\n".join(lines[5:200:40]))
+    whole = overlap.find_overlaps(corpus, tokenizer, [str(tmp_path / "dev.txt")], N)
+    monkeypatch.setattr(overlap, "PART_TOKENS", 500)
+    in_shards = overlap.find_overlaps(shards, tokenizer, [str(tmp_path / "dev.txt")], N)
+    assert in_shards.sequences.tolist() == whole.sequences.tolist() and len(whole.sequences) >= 5
+    assert (in_shards.files, in_shards.examples) == (whole.files, whole.examples)
 
 
 @pytest.mark.parametrize("name", ["dev.json", "dev.jsonl", "dev.tsv", "dev.txt"])
