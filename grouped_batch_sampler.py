@@ -62,6 +62,7 @@ class GroupedBatchSampler:
         )
         self._sorted, self._group_bounds, self._bounds = plan["sorted"], plan["group_bounds"], plan["bounds"]
         self._sizes, self._draws = plan["sizes"], plan["draws"]
+        self._all_once = np.array_equal(self._sizes, self._draws)
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -71,7 +72,8 @@ class GroupedBatchSampler:
     @property
     def n_tokens(self) -> int:
         """Of the current epoch."""
-        return int(self.lengths[self._sequences].sum(dtype=np.int64))
+        drawn = self.lengths if self._all_once else self.lengths[self._sequences]
+        return int(drawn.sum(dtype=np.int64))
 
     @property
     def n_sequences(self) -> int:
@@ -91,7 +93,7 @@ class GroupedBatchSampler:
 
     def _draw(self, epoch: int) -> np.ndarray:
         """The epoch's sequences, group by group."""
-        if np.array_equal(self._sizes, self._draws):
+        if self._all_once:
             return self._sorted.copy()
         parts, start = [], 0
         for size, draws in zip(self._sizes.ravel().tolist(), self._draws.ravel().tolist(), strict=True):
@@ -150,7 +152,8 @@ def cut_batches(
         in_order = _sort_by_group(lengths, sizes.sum(axis=1))
     else:
         in_order, sizes = np.arange(n, dtype=_index_dtype(n)), np.diff(sources)[None]
-    draws = np.ceil(np.round(sizes * weights, 6)).astype(np.int64)  # so that no group is left out for good
+    draws = np.ceil(np.round(sizes * weights, 6)).astype(np.int64)
+    draws = np.maximum(draws, sizes > 0)  # so that no group is left out for good
     drawn = draws.sum(axis=1)
     if tokens_per_batch is None:
         bounds = np.append(np.arange(0, drawn.sum(), batch_size), drawn.sum())

@@ -96,13 +96,9 @@ def find_overlaps(corpus: TokenCorpus, tokenizer, paths: list[str], n: int = NGR
     ):
         for first, offsets, ids in corpus.blocks():
             bounds = _parts(offsets - offsets[0])
-            found = threads.map(
-                lambda begin, end, offsets=offsets - offsets[0], ids=ids: ngrams.find(
-                    ids[offsets[begin] : offsets[end]], np.diff(offsets[begin : end + 1])
-                ),
-                bounds[:-1],
-                bounds[1:],
-            )
+            ids_of_parts = np.split(ids, offsets[bounds[1:-1]] - offsets[0])
+            lengths_of_parts = np.split(np.diff(offsets), bounds[1:-1])
+            found = threads.map(ngrams.find, ids_of_parts, lengths_of_parts)
             for begin, (owners, hashes) in zip(bounds, found, strict=False):
                 found_sequences.append(owners + (first + begin))
                 found_hashes.append(hashes)

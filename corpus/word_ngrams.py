@@ -36,7 +36,7 @@ class WordHashes:
             runs = list(PIECE_OF_WORD.finditer(text)) or [None]
             n_runs.append(len(runs))
             for run in runs:
-                data = run[0].encode() if run else b""
+                data = run[0].encode()[:LONGEST_WORD] if run else b""
                 if PART_OF_CHARACTER in text:  # bytes that are no text by themselves are told apart by their token
                     data = f"<{token}>".encode()
                 joins.append(run is not None and run.start() == 0)

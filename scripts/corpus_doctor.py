@@ -363,9 +363,9 @@ def main(args: argparse.Namespace) -> int:
         check_counts(report, args.token_counts, statistics, description["vocab_size"])
     if args.plot:
         plot(args.plot, statistics, max_length)
-    if args.against:
-        report_overlap(report, corpus, tokenizer, args)
     if not report.problems:
+        if args.against:
+            report_overlap(report, corpus, tokenizer, args)
         training = LmSeqsDataset(corpus, description["special_ids"], max_length)
         report_training(report, training, len(corpus), max_length)
         if tokenizer:
