@@ -20,14 +20,8 @@ from utils import InputError, logger
 
 LINES = 4096  # encoded together
 CONDITION = re.compile(r"\s*([\w.]+)\s*(==|!=|>=|<=|>|<)\s*(.+?)\s*")
-COMPARISONS = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
+EQUAL = {"==": operator.eq, "!=": operator.ne}
+ORDER = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 class WriteShard(PipelineStep):
@@ -112,10 +106,18 @@ def parse_condition(text: str) -> tuple[str, str, str]:
 
 
 def holds(document: Document, column: str, comparison: str, value: str) -> bool:
-    """Whether a document's column compares so with a value, as numbers if the column holds numbers."""
+    """Whether a document's column compares so with a value, as numbers unless the column holds something else.
+
+    Raises: InputError if there is no such column, or it holds something else and order is asked for.
+    """
     if column not in document.metadata:
         raise InputError(f"--where: there is no column {column}; there are {', '.join(document.metadata)}.")
     found = document.metadata[column]
-    if isinstance(found, (int, float)) and not isinstance(found, bool):
-        return COMPARISONS[comparison](found, float(value))
-    return COMPARISONS[comparison](str(found), value)
+    if found is None:  # nothing is known of this document
+        return comparison == "!="
+    if comparison in EQUAL and (isinstance(found, bool) or not isinstance(found, (int, float))):
+        return EQUAL[comparison](str(found), value)
+    try:
+        return (EQUAL | ORDER)[comparison](float(found), float(value))
+    except (TypeError, ValueError):
+        raise InputError(f"--where: {column} holds {found!r}, of which {comparison} {value} makes no sense.") from None

@@ -43,16 +43,26 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", required=True, help="folder with the text: a path, or s3://..., hf://datasets/..., and so on")
     add("--glob", default="**/*.parquet", help="which of its files (%(default)s); .jsonl also compressed")
-    add("--text_column", default="text", help="(%(default)s)")
-    add("--where", nargs="+", default=[], metavar="CONDITION", help="keep only documents of which all of these hold")
+    add("--text_column", default="text", help="where the text is (%(default)s)")
+    add(
+        "--where",
+        nargs="+",
+        default=[],
+        metavar="CONDITION",
+        help="keep only documents whose columns all fulfil these, such as 'language == en' 'score >= 0.5'",
+    )
     add("--drop_duplicates", action="store_true", help="keep one of documents that are nearly the same (MinHash)")
-    add("--against", type=path, nargs="+", default=[], help="evaluation sets: leave out sequences that share words")
+    add("--against", type=path, nargs="+", default=[], help="leave out what shares words with these evaluation sets")
     add("--ngram", type=integer(2, 1000), default=NGRAM, help="so many words in a row (%(default)s)")
     add("--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="(%(default)s)")
     add("--dump_file", type=path, default="data/binarized_text", help="start of the shards' names (%(default)s)")
     add("--target_length", type=integer(1, 1 << 20), default=100, help="words in a sequence (%(default)s)")
     add("--min_length", type=integer(1, 1 << 20), default=10, help="shorter sequences are dropped (%(default)s)")
-    add("--tasks", type=integer(1, 99_999), help=f"and shards (default: one a file, at most {MOST_TASKS:,})")
+    add(
+        "--tasks",
+        type=integer(1, 99_999),
+        help=f"shards to make, a task each (default: as many as files, at most {MOST_TASKS:,})",
+    )
     add("--workers", type=integer(1, 99_999), help="tasks at the same time (default: one a core; Slurm: no limit)")
     add("--logs", type=path, help="folder for logs and what is done (default: beside the shards)")
     add("--slurm", action="store_true", help="submit the tasks to Slurm")
@@ -160,6 +170,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("this is a pipeline of datatrove: pip install 'datatrove[io]'") from None
     from corpus.pipeline_steps import parse_condition
 
+    if args.target_length < args.min_length:
+        raise InputError(f"--target_length {args.target_length} is below --min_length {args.min_length}.")
     for condition in args.where:
         parse_condition(condition)  # complains
     tokenizer = load_tokenizer(args.tokenizer_name)
