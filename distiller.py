@@ -123,15 +123,17 @@ class Distiller:
         weights = loss_weights(self.recipe.alphas, counts)
         self.objective.begin_step()
         parts = torch.zeros(len(weights), dtype=torch.float64, device=self.world.device)  # of the loss, for the log
-        for micro_batch in micro_batches:
-            if self.stop.is_pressing:
-                break
-            micro_batch = micro_batch.to(self.world.device)
-            s, t = self.objective.read_as_student(micro_batch), self.objective.read_as_teacher(micro_batch)
-            loss, its_parts = self.objective(s, t, micro_batch, weights)
-            self.optimization.backward(loss)
-            parts += its_parts
-            self.meter.advance(len(micro_batch.input_ids))
+        # Autocast keeps the weights it has cast until the outermost of its contexts ends: here, once a step.
+        with torch.autocast(self.world.device.type, enabled=False):
+            for micro_batch in micro_batches:
+                if self.stop.is_pressing:
+                    break
+                micro_batch = micro_batch.to(self.world.device)
+                s, t = self.objective.read_as_student(micro_batch), self.objective.read_as_teacher(micro_batch)
+                loss, its_parts = self.objective(s, t, micro_batch, weights)
+                self.optimization.backward(loss)
+                parts += its_parts
+                self.meter.advance(len(micro_batch.input_ids))
         is_pressing, self.must_stop = self.world.any(self.stop.is_pressing, self.stop.came)
         if is_pressing:
             self.optimization.forget_gradients()
