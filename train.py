@@ -43,7 +43,7 @@ from models.loading import (
     tokenizer_for,
 )
 from models.memory import check_memory
-from models.sentence_encoder import Pooling, pooling_of, sentence_transformers_files
+from models.sentence_encoder import Pooling, pooling_of, prompts_of, sentence_transformers_files
 from models.student import build_student
 from models.trimming import trim_config, trim_model
 from training import dry_run, flags, run_folder
@@ -182,6 +182,18 @@ def draws_of_sources(args: argparse.Namespace, train_set: LmSeqsDataset) -> tupl
     return sources, weights
 
 
+def log_missing_prompts(teacher: str, tokenizer, train_set: LmSeqsDataset) -> None:
+    """Logs a hint if an encoder expects a prompt before each text, such as "query: ", and the text has none."""
+    prompts = [prompt for prompt in prompts_of(teacher).values() if prompt.strip()]
+    starts = [tokenizer(prompt.strip(), add_special_tokens=False).input_ids for prompt in prompts]
+    some = [train_set[i][1:].tolist() for i in range(0, len(train_set), max(1, len(train_set) // 100))]
+    if prompts and not any(sequence[: len(start)] == start for sequence in some for start in starts):
+        logger.warning(
+            "%s expects %s before a text, and no training text begins so: write it before each line",
+            teacher, " or ".join(map(repr, dict.fromkeys(prompts))),
+        )  # fmt: skip
+
+
 def log_small_steps(run: Distiller) -> None:
     """Logs a hint if a step holds far fewer tokens than the learning rate was meant for."""
     recipe, tokens = run.recipe, run.data.train_sampler.n_tokens / run.steps_per_epoch
@@ -281,6 +293,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     utils.set_seed(args.seed)  # the student's random weights are drawn from this
     if recipe.encoder_only:
         logger.info("no loss needs a vocabulary head: the encoder alone is distilled, and nothing is masked")
+        log_missing_prompts(args.teacher_name, tokenizer, data.train_set)
     student, teacher = build_models(args, recipe, student_cfg, kept, world.device)
     if (args.alpha_cos or args.alpha_layers or args.alpha_pooled) and student.dim != teacher.dim:
         logger.info("hidden states are compared through a learned linear map from %d to %d", student.dim, teacher.dim)

@@ -213,3 +213,15 @@ def test_short_texts_count_for_an_encoder_and_not_for_a_language_model(workspace
     assert "training text" in (log := capsys.readouterr().err) and "119 sequences" in log and " 0 short" in log
     train(workspace, tmp_path / "words", *text, expect=2)
     assert "have fewer than 12 tokens" in capsys.readouterr().err
+
+
+def test_a_text_without_the_teachers_prompts_is_told(workspace, encoder, tmp_path, capsys):
+    train(workspace, tmp_path / "run", "--teacher_name", encoder, *HIDDEN, "--dry_run", 1)
+    assert "expects 'query: ' before a text" in capsys.readouterr().err
+    lines = (workspace / "dump.txt").read_text().splitlines()[:80]
+    (tmp_path / "text.txt").write_text("".join(f"query: {line}\n" for line in lines))
+    run(binarized_data, "--file_path", tmp_path / "text.txt", "--tokenizer_name", encoder, "--dump_file",
+        tmp_path / "text")  # fmt: skip
+    text = ("--data_file", tmp_path / f"text.{encoder.name}.pickle")
+    train(workspace, tmp_path / "run", "--teacher_name", encoder, *text, *HIDDEN, "--dry_run", 1)
+    assert "before a text" not in capsys.readouterr().err

@@ -37,7 +37,7 @@ SMALLER = {  # sizes that would take minutes
     "benchmark_training.py": "benchmark_training.py --cases tiny",
     "benchmark_scaling.py --processes 1 2": "benchmark_scaling.py --processes 1 --tiny",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
-    "--growth_megabytes 100 1000 4000 --set_up_sequences 50000000": "--growth_megabytes 1 --open_sequences 3000 "
+    "--growth_megabytes 100 1000 --set_up_sequences 50000000": "--growth_megabytes 1 --open_sequences 3000 "
     "--set_up_sequences 10000",
 }
 if (os.cpu_count() or 1) < 4:
