@@ -201,9 +201,7 @@ def _handle(path: Path, identity: tuple[int, int, int]) -> BinaryIO:
     """
     file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as someone holds it)
     if _identity(os.fstat(file.fileno())) != identity:
-        raise RunError(
-            f"{path} was replaced or cut short while it was in use; copy it again, and continue with --resume."
-        )
+        raise RunError(f"{path} was replaced or cut short while it was in use; copy it again, then use --resume.")
     return file
 
 

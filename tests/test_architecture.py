@@ -17,7 +17,7 @@ ORDER = (
     "training: configurations dry_run meter optimization objective batches masking relation_loss losses run_folder "
     "checkpoint flags model_card recipe metrics_files distributed stop_signal",
     "lm_seqs_dataset",
-    "corpus: pipeline_steps sources vocabulary_trimming overlap word_ngrams statistics token_counts files tokenization "
+    "corpus: sources vocabulary_trimming overlap word_ngrams statistics token_counts files tokenization "
     "documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",

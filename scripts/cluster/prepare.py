@@ -106,8 +106,7 @@ def check_same_settings(args: argparse.Namespace, files: list[str]) -> None:
 def reading_steps(args: argparse.Namespace) -> list:
     from datatrove.pipeline.filters import LambdaFilter
     from datatrove.pipeline.readers import JsonlReader, ParquetReader
-
-    from corpus.pipeline_steps import holds, parse_condition
+    from pipeline_steps import holds, parse_condition
 
     reader = ParquetReader if args.glob.endswith(".parquet") else JsonlReader
     steps = [reader(args.source, glob_pattern=args.glob, text_key=args.text_column)]
@@ -119,7 +118,7 @@ def reading_steps(args: argparse.Namespace) -> list:
 
 def stages_of(args: argparse.Namespace, target: str) -> list[tuple[str, list, int]]:
     """(name, steps, number of tasks) of each pipeline, one to be run after the other."""
-    from corpus.pipeline_steps import Words, WriteShard
+    from pipeline_steps import Words, WriteShard
 
     write = WriteShard(target, args.tokenizer_name, args.target_length, args.min_length, args.against, args.ngram)
     if not args.drop_duplicates:
@@ -154,7 +153,7 @@ def run(args: argparse.Namespace, target: str) -> None:
             previous = SlurmPipelineExecutor(
                 steps, tasks, args.time, args.partition, args.cpus_per_task, job_name=f"prepare-{name}",
                 workers=args.workers or -1, logging_dir=logs, depends=previous, qos=None,
-                env_command=f"cd {os.getcwd()}; export PYTHONPATH={ROOT}; {args.setup}",
+                env_command=f"cd {os.getcwd()}; export PYTHONPATH={ROOT}:{ROOT}/scripts/cluster; {args.setup}",
             )  # fmt: skip
         else:
             workers = min(args.workers or n_cores(), tasks)
@@ -168,7 +167,7 @@ def main(args: argparse.Namespace) -> None:
         import datatrove  # noqa: F401
     except ImportError:
         raise InputError("this is a pipeline of datatrove: pip install 'datatrove[io]'") from None
-    from corpus.pipeline_steps import parse_condition
+    from pipeline_steps import parse_condition
 
     if args.target_length < args.min_length:
         raise InputError(f"--target_length {args.target_length} is below --min_length {args.min_length}.")
