@@ -27,13 +27,12 @@ def count_tokens(corpus: TokenCorpus, vocab_size: int, map_tasks: Callable = map
 
     Raises: InputError if an id lies outside the vocabulary.
     """
-    counts, tasks = np.zeros(vocab_size, np.int64), []
-    for file in corpus.files:
-        saved = saved_counts(file, vocab_size)
-        if saved is None:
-            tasks += [(file, i, min(i + SPAN, file.n_tokens), vocab_size) for i in range(0, file.n_tokens, SPAN)]
-        else:
-            counts += saved
+    counts, uncounted = sum_saved_counts(corpus, vocab_size)
+    tasks = [
+        (file, start, min(start + SPAN, file.n_tokens), vocab_size)
+        for file in uncounted.files
+        for start in range(0, file.n_tokens, SPAN)
+    ]
     for counts_of_span in map_tasks(_count_span, tasks):
         counts += counts_of_span
     return counts
@@ -61,7 +60,19 @@ def save_counts(path: str | Path) -> None:
     write_json(f"{path}.counts", {**corpus.identity, "counts": counts.tolist()})
 
 
-def saved_counts(file: TokenFile, vocab_size: int) -> np.ndarray | None:
+def sum_saved_counts(corpus: TokenCorpus, vocab_size: int) -> tuple[np.ndarray, TokenCorpus]:
+    """(vocab_size,) int64, the sum of the counts that lie beside a corpus's files; and the files that have none."""
+    counts, uncounted = np.zeros(vocab_size, np.int64), []
+    for file in corpus.files:
+        saved = _saved_counts(file, vocab_size)
+        if saved is None:
+            uncounted.append(file)
+        else:
+            counts += saved
+    return counts, TokenCorpus(uncounted)
+
+
+def _saved_counts(file: TokenFile, vocab_size: int) -> np.ndarray | None:
     """(vocab_size,) int64, the counts beside a file; None if there are none, or they are of another file."""
     path = Path(f"{file.path}.counts")
     if not path.is_file():

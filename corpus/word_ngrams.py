@@ -9,6 +9,8 @@ WORD = re.compile(r"\w+")
 PART_OF_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not a whole character
 PIECE_OF_WORD = re.compile(rf"[\w{PART_OF_CHARACTER}]+")
 LONGEST_WORD = 1 << 12  # bytes; in longer ones, which are no words, the order of the rest does not count
+# Odd numbers: the bases of the polynomials in bytes and in words, and what spreads the bits of a word's hash.
+OF_BYTES, OF_WORDS, MIXER = np.random.default_rng(0).integers(1 << 64, size=3, dtype=np.uint64) | np.uint64(1)
 
 
 class WordHashes:
@@ -29,7 +31,7 @@ class WordHashes:
         before = backend.encode("a", add_special_tokens=False).ids[:1]
         n_before = len(backend.decode(before, skip_special_tokens=True))
         texts = backend.decode_batch([[*before, token] for token in range(len(tokenizer))], skip_special_tokens=True)
-        self._powers = np.cumprod(np.repeat(_random(1), LONGEST_WORD))
+        self._powers = np.cumprod(np.repeat(OF_BYTES, LONGEST_WORD))
         joins, closes, values, lengths, n_runs = [], [], [], [], []
         for token, text in enumerate(texts):
             text = text[n_before:].lower()
@@ -47,7 +49,6 @@ class WordHashes:
         self._values, self._lengths = np.array(values, np.uint64), np.array(lengths)
         self._n_runs = np.array(n_runs)
         self._first_run = np.cumsum(self._n_runs) - self._n_runs
-        self._one_run_each = bool((self._n_runs == 1).all())
 
     def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (n_words,) uint64 hashes and (n_words,) the sequence that each word is from.
@@ -56,12 +57,9 @@ class WordHashes:
             ids: (sum(lengths),) tokens of sequences, one after the other.
             lengths: (n_sequences,) their lengths.
         """
-        owners = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        runs = ids
-        if not self._one_run_each:
-            n_runs = self._n_runs[ids]
-            runs = np.arange(n_runs.sum()) + np.repeat(self._first_run[ids] - np.cumsum(n_runs) + n_runs, n_runs)
-            owners = np.repeat(owners, n_runs)
+        n_runs = self._n_runs[ids]
+        runs = np.arange(n_runs.sum()) + np.repeat(self._first_run[ids] - np.cumsum(n_runs) + n_runs, n_runs)
+        owners = np.repeat(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), n_runs)
         begins = np.ones(len(runs), bool)
         begins[1:] = ~self._joins[runs[1:]] | self._closes[runs[:-1]] | (owners[1:] != owners[:-1])
         starts = np.flatnonzero(begins)
@@ -72,11 +70,6 @@ class WordHashes:
         words = np.add.reduceat(weighted, starts) if len(starts) else weighted
         is_word = n_bytes[starts] > 0
         return words[is_word], owners[starts][is_word]
-
-
-def _random(seed: int) -> np.ndarray:
-    """(1,) an odd number of 64 random bits."""
-    return np.random.default_rng(seed).integers(1 << 64, size=1, dtype=np.uint64) | np.uint64(1)
 
 
 class WordNgrams:
@@ -128,11 +121,11 @@ class WordNgrams:
     def _hashes(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n_ngrams,) uint64, and (n_ngrams,) the sequence of each: a polynomial in the words, modulo 2^64."""
         words, owners = self._words(ids, lengths)
-        words = (words ^ (words >> np.uint64(29))) * _random(2)
+        words = (words ^ (words >> np.uint64(29))) * MIXER
         n_ngrams = max(len(words) - self.n + 1, 0)
-        hashes, base = np.zeros(n_ngrams, np.uint64), _random(3)
+        hashes = np.zeros(n_ngrams, np.uint64)
         for k in range(self.n):
-            hashes *= base
+            hashes *= OF_WORDS
             hashes += words[k : k + n_ngrams]
         in_one = owners[:n_ngrams] == owners[self.n - 1 :]
         return hashes[in_one], owners[:n_ngrams][in_one]

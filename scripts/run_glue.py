@@ -186,8 +186,8 @@ def jobs(args: argparse.Namespace, tasks: list[Task], device, dtype) -> Iterator
             run |= {"teacher": models[names[0]]["weights"], "alpha_ce": args.alpha_ce, "temperature": args.temperature}
             if args.layer_epochs:
                 run |= {"layer_epochs": args.layer_epochs, "layer_rate": args.layer_rate}
-            if args.layer_epochs and args.alpha_relation:
-                run |= {"alpha_relation": args.alpha_relation}
+                if args.alpha_relation:
+                    run |= {"alpha_relation": args.alpha_relation}
             if args.augment:
                 run |= {"augment": args.augment, "augment_with": rewriter(args).name}
             more = {"teacher": teacher, "copies": copies.get(task.name, ())}

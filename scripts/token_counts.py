@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.files import TokenCorpus, open_corpus
 from corpus.parallel import map_ordered
-from corpus.token_counts import count_tokens, saved_counts
+from corpus.token_counts import count_tokens, sum_saved_counts
 from files.atomic import atomic_write
 from files.paths import check_output_file
 from utils import InputError, integer, logger, n_cores, path
@@ -43,12 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
 def count(corpus: TokenCorpus, vocab_size: int) -> np.ndarray:
     """(vocab_size,) int64 occurrences of each token. The checksum is verified beside, and on a large corpus all cores
     count."""
-    to_read = TokenCorpus([file for file in corpus.files if saved_counts(file, vocab_size) is None])
-    worth_it = to_read.on_disk and to_read.n_tokens >= WORTH_A_POOL
+    saved, corpus = sum_saved_counts(corpus, vocab_size)
+    worth_it = corpus.on_disk and corpus.n_tokens >= WORTH_A_POOL
     with map_ordered(n_cores() if worth_it else 0) as map_tasks, ThreadPoolExecutor(1) as thread:
-        verification = thread.submit(to_read.verify)
+        verification = thread.submit(corpus.verify)
         try:
-            return count_tokens(corpus, vocab_size, map_tasks)
+            return saved + count_tokens(corpus, vocab_size, map_tasks)
         finally:
             verification.result()  # damage explains whatever error came of it
 

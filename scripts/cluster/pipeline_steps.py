@@ -9,7 +9,7 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from corpus.documents import pack
+from corpus.documents import pack, paragraphs
 from corpus.files import shard_name
 from corpus.overlap import ngrams_of
 from corpus.token_counts import save_counts
@@ -76,8 +76,8 @@ class WriteShard(PipelineStep):
     def _packed(self, data: DocumentsPipeline) -> Iterator[list[str]]:
         lines: list[str] = []
         for document in data:
-            paragraphs = [line.strip() for line in document.text.splitlines() if line.strip()]
-            lines += pack(paragraphs, self.target_length, self.min_length).text.decode().splitlines()
+            packed = pack([*paragraphs(document.text.splitlines())], self.target_length, self.min_length)
+            lines += packed.text.decode().splitlines()
             if len(lines) >= LINES:
                 yield lines
                 lines = []
