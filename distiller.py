@@ -91,8 +91,10 @@ class Distiller:
 
     def _prepare_models(self) -> None:
         recipe, student, teacher = self.recipe, self.student, self.teacher
-        if recipe.compile:
-            for model in filter(None, (student, teacher)):
+        for model in filter(None, (student, teacher)):
+            if recipe.padding_free:
+                model.use_packed_attention()
+            if recipe.compile:
                 model.compile_layers()
         if teacher:
             teacher.cast_products(self.dtype)
@@ -133,7 +135,7 @@ class Distiller:
                 loss, its_parts = self.objective(s, t, micro_batch, weights)
                 self.optimization.backward(loss)
                 parts += its_parts
-                self.meter.advance(len(micro_batch.input_ids))
+                self.meter.advance(micro_batch.n_sequences)
         is_pressing, self.must_stop = self.world.any(self.stop.is_pressing, self.stop.came)
         if is_pressing:
             self.optimization.forget_gradients()

@@ -165,7 +165,7 @@ def build_data(
             counts = world.make_once(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
         masking = Masking.of_recipe(tokenizer, counts, recipe)
     evaluated = held_out.with_training_masks(held_out_text, masking, tokenizer) if held_out_text else {}
-    padding = Padding(padding_id(tokenizer), length, MICRO_BATCH_PRICE.get(world.device.type, 0))
+    padding = Padding(padding_id(tokenizer), length, MICRO_BATCH_PRICE.get(world.device.type, 0), recipe.padding_free)
     return RunData(train_set, sampler, masking, padding, evaluated, left_out)
 
 
@@ -276,7 +276,7 @@ def run(args: argparse.Namespace, world: World) -> int:
     tokenizer, student_cfg, teacher_cfg, kept = load_configs(args)
     state = run_folder.load_state(args.dump_path) if args.resume else None
     recorded = run_folder.load_parameters(args.dump_path) if state else {}
-    args = with_defaults(args, student_cfg, world.device, recorded)
+    args = with_defaults(args, student_cfg, teacher_cfg, world.device, dtype, recorded)
     taught = count_parameters(teacher_cfg, "the teacher") if teacher_cfg else 0
     check_memory("teacher and student", world.device, taught, count_parameters(student_cfg, "the student"))
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Recipe)})

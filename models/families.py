@@ -34,6 +34,7 @@ class Family:
     causal: bool = False
     student: str = ""  # the family of its student, if not its own
     positions_before_first: int = 0  # rows of the table of positions that no token uses
+    packs: bool = False  # whether it takes sequences without padding (see `models.packing`)
 
 
 BERTS_ATTENTION = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
@@ -56,6 +57,7 @@ ROBERTA = Family(
     "roberta.embeddings.position_embeddings",
     "roberta.embeddings.token_type_embeddings",
     positions_before_first=2,
+    packs=True,
 )
 FAMILIES = {
     "distilbert": Family(
@@ -65,6 +67,7 @@ FAMILIES = {
         "distilbert.transformer.layer",
         ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         "distilbert.embeddings.position_embeddings",
+        packs=True,
     ),
     "bert": Family(
         "bert",
@@ -75,6 +78,7 @@ FAMILIES = {
         "bert.embeddings.position_embeddings",
         "bert.embeddings.token_type_embeddings",
         student="distilbert",
+        packs=True,
     ),
     "roberta": ROBERTA,
     "xlm-roberta": ROBERTA,
@@ -87,6 +91,7 @@ FAMILIES = {
         BERTS_ATTENTION,
         "electra.embeddings.position_embeddings",
         "electra.embeddings.token_type_embeddings",
+        packs=True,
     ),
     "modernbert": Family("model", lambda model, hidden: model.head(hidden), "decoder", "model.layers", ("attn.Wqkv",)),
     "eurobert": Family(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from models.families import FULL, SLIDING, family_of
+from models.packing import ATTENTION, Packing
 from models.sentence_encoder import Pooling
 
 
@@ -58,21 +59,29 @@ class LanguageModel(nn.Module):
         self.family = family_of(model.config)
         self.watched: LayerVectors | None = None
 
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, packing: Packing | None = None
+    ) -> torch.Tensor:
         """(bs, seq_length) ids -> (bs * seq_length, dim) last hidden states.
 
         Args:
             attention_mask: (bs, seq_length) bool; padding stands at the right. None: nothing is padded.
+            packing: of several sequences in one row, after `use_packed_attention`.
         """
-        return self._encode(input_ids, attention_mask).last_hidden_state.flatten(0, 1)
+        return self._encode(input_ids, attention_mask, packing).last_hidden_state.flatten(0, 1)
 
-    def states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
+    def states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, packing: Packing | None = None
+    ) -> list[torch.Tensor]:
         """As `hidden`, of the embeddings and of each layer: depth + 1 times (bs * seq_length, dim), the last one as
         `hidden` returns it."""
-        states = self._encode(input_ids, attention_mask, output_hidden_states=True).hidden_states
+        states = self._encode(input_ids, attention_mask, packing, output_hidden_states=True).hidden_states
         return [state.flatten(0, 1) for state in states]
 
-    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **options):
+    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, packing: Packing | None, **options):
+        if packing is not None:
+            position_ids = packing.position_ids + self.family.positions_before_first
+            options |= {"packing": packing, "position_ids": position_ids}
         if self.family.causal:
             attention_mask = None  # a causal model never looks at what is to the right
         elif attention_mask is not None:
@@ -97,6 +106,10 @@ class LanguageModel(nn.Module):
         kind = attended.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.encoder.dtype
         return torch.zeros_like(attended, dtype=dtype).masked_fill_(~attended, -torch.inf)
+
+    def use_packed_attention(self) -> None:
+        """From now on calls may have a `packing`."""
+        self.model.set_attn_implementation(ATTENTION)
 
     def watch(self, layer: int) -> tuple[int, ...]:
         """From now on each call of `hidden` leaves this layer's queries, keys and values in `vectors`.

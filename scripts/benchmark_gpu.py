@@ -54,6 +54,7 @@ from scripts import benchmark_kernels, benchmark_launches
 from scripts.benchmark_kernels import forget_peak, relative_error, setup_for
 from scripts.benchmark_launches import FULL, TINY, Setup, Step, class_of, steps_of
 from scripts.benchmark_training import changed
+from training import losses
 from training.distributed import describe_device, now
 from utils import RunError, logger, path, reason_of
 
@@ -144,19 +145,24 @@ def recipes(setup: Setup) -> Iterator[str]:
     """The recipe as people type it, and what its flags and the price of a micro-batch change."""
     masked = {"restrict_ce_to_mask": True}
     large = f"--tokens_per_batch {setup.size.tokens}"
+    padded, unfused = {"padding_free": False}, {"fused_gradient": lambda device: None}
+    prices = (0, setup.price // 2, 2 * setup.price)
     cases = [
-        ("as typed", setup.typed, setup.price),
-        *((f"as typed, price {price}", setup.typed, price) for price in (0, setup.price // 2, 2 * setup.price)),
-        (large, setup.large, setup.price),
-        ("as typed, --restrict_ce_to_mask", replace(setup.typed, **masked), setup.price),
-        (f"{large} --restrict_ce_to_mask", replace(setup.large, **masked), setup.price),
+        ("as typed", setup.typed, {}, {}),
+        ("as typed, without the kernel for the loss", setup.typed, {}, unfused),
+        ("as typed, padded", replace(setup.typed, **padded), {}, {}),
+        *((f"as typed, padded, price {p}", replace(setup.typed, **padded), {"price": p}, {}) for p in prices),
+        (large, setup.large, {}, {}),
+        (f"{large}, without the kernel", setup.large, {}, unfused),
+        ("as typed, --restrict_ce_to_mask", replace(setup.typed, **masked), {}, {}),
+        (f"{large} --restrict_ce_to_mask", replace(setup.large, **masked), {}, {}),
     ]
     rows = []
-    for title, recipe, price in cases:
-        with changed(setup, price=price):
+    for title, recipe, price, form in cases:
+        with changed(setup, **price), changed(losses, **form):
             distiller = setup.distiller(recipe)
-        steps = steps_of(distiller, setup.size.n_steps)
-        rows.append(measure(distiller, steps, setup.size.rounds).row(title))
+            steps = steps_of(distiller, setup.size.n_steps)
+            rows.append(measure(distiller, steps, setup.size.rounds).row(title))
     yield utils.markdown_table(STEP_HEADER, rows)
 
 
@@ -223,13 +229,13 @@ def step_gradients(setup: Setup) -> dict[str, torch.Tensor]:
 
 
 def compiling(setup: Setup) -> Iterator[str]:
-    """Whole steps, eager and with --compile."""
+    """Whole steps, eager and with --compile, which pads."""
     for title, recipe in ((f"--tokens_per_batch {setup.size.tokens}", setup.large), ("as typed", setup.typed)):
         rows = []
         for compiled in (False, True):
             torch.compiler.reset()
             counters.clear()
-            distiller = setup.distiller(replace(recipe, compile=compiled))
+            distiller = setup.distiller(replace(recipe, compile=compiled, padding_free=False))
             steps = steps_of(distiller, 3 * setup.size.n_steps)  # shapes that compile anew
             first = take_steps(distiller, steps)
             n_graphs = counters["stats"]["unique_graphs"]

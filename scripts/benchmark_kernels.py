@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from models.memory import peak_memory
+from models.packing import Packing, flash
 from scripts.benchmark_launches import FULL, TINY, Setup
 from scripts.benchmark_training import changed
 from training import losses
@@ -113,11 +114,14 @@ def vocabulary(setup: Setup) -> Iterator[str]:
     header = [f"vocabulary loss, {n:,} rows", "ms", "GiB", "error by rows", "error by matrix"]
     usual = losses.usual_chunk(setup.device, size.voc_size)
     chunks = (n // 16, n // 4, n)
-    yield utils.markdown_table(
-        header, [row("as it is, chunks of " if rows == usual else "chunks of ", rows) for rows in chunks]
-    )
-    with changed(losses, chunk_gradient=torch.compile(chunk_gradient_of_copies, dynamic=True)):
-        yield utils.markdown_table(header, [row("compiled, chunks of ", rows) for rows in chunks[1:]])
+    if losses.fused_gradient(setup.device):
+        yield utils.markdown_table(header, [row("one kernel, chunks of ", rows) for rows in chunks])
+    with changed(losses, fused_gradient=lambda device: None):
+        yield utils.markdown_table(
+            header, [row("without it, chunks of " if rows == usual else "chunks of ", rows) for rows in chunks]
+        )
+        with changed(losses, chunk_gradient=torch.compile(chunk_gradient_of_copies, dynamic=True)):
+            yield utils.markdown_table(header, [row("compiled, chunks of ", rows) for rows in chunks[1:]])
 
 
 def chunk_gradient_of_copies(s, t, scratch, *more, plain=losses.chunk_gradient):
@@ -174,22 +178,9 @@ def attention_forms(setup: Setup, seq_length: int) -> dict[str, Callable[[], tor
     return {
         "with a mask": lambda: F.scaled_dot_product_attention(*padded, mask, dropout),
         "without": lambda: F.scaled_dot_product_attention(*padded, None, dropout),
-        "packed": lambda: packed_attention(*flat, ends, seq_length, dropout),
+        "packed": lambda: flash(*flat, Packing(None, ends, seq_length), dropout, None),
         "cuDNN": lambda: cudnn_attention(*padded, dropout),
     }
-
-
-def packed_attention(query, key, value, ends: torch.Tensor, longest: int, dropout: float) -> torch.Tensor:
-    """Attention within packed sequences; PyTorch's flash kernel.
-
-    Args:
-        query, key, value: (n_tokens, n_heads, dim_head).
-        ends: (bs + 1,) int32, where each sequence begins, and the end of the last (cu_seqlens).
-    """
-    # torch.nn.attention.varlen has a public form of this, but without dropout.
-    return torch.ops.aten._flash_attention_forward(
-        query, key, value, ends, ends, longest, longest, dropout_p=dropout, is_causal=False, return_debug_mask=False
-    )[0]
 
 
 def cudnn_attention(query, key, value, dropout: float) -> torch.Tensor:

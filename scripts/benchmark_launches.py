@@ -23,7 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -33,8 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from distiller import Distiller
 from grouped_batch_sampler import GroupedBatchSampler
+from models import packing
 from models.families import FAMILIES
 from models.language_model import LanguageModel, freeze
+from models.packing import kernel_fault
 from models.student import build_student, half_depth_config
 from scripts.benchmark_training import PAD, Case, build_teacher, changed, draw_sequences, masking_of
 from training import losses
@@ -103,7 +105,12 @@ class Setup:
     ) -> None:
         self.size, self.world, self.device, self.dtype = size, world, world.device, dtype
         self.sequences = draw_sequences(size.n_sequences, np.random.default_rng(0), size.voc_size)
-        self.typed = Recipe(gradient_accumulation_steps=size.batches, tokens_per_micro_batch=tokens_per_micro_batch)
+        self.typed = Recipe(
+            gradient_accumulation_steps=size.batches,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            padding_free=self.device.type == "cuda"
+            and kernel_fault(self.device, dtype, size.dim // size.heads) is None,
+        )
         self.large = replace(self.typed, tokens_per_batch=size.tokens, gradient_accumulation_steps=1)
 
     def distiller(self, recipe: Recipe) -> Distiller:
@@ -111,7 +118,9 @@ class Setup:
         size, lengths = self.size, np.array([len(sequence) for sequence in self.sequences])
         by_tokens = recipe.tokens_per_batch
         sampler = GroupedBatchSampler(lengths, None if by_tokens else recipe.batch_size, by_tokens)
-        data = RunData(self.sequences, sampler, masking_of(size.voc_size), Padding(PAD, price=self.price), {})
+        data = RunData(
+            self.sequences, sampler, masking_of(size.voc_size), Padding(PAD, None, self.price, recipe.padding_free), {}
+        )
         case = Case("", size.layers, size.dim, recipe.batch_size, size.batches, grouped=True)
         attention = {"num_attention_heads": size.heads, "attention_probs_dropout_prob": size.attention_dropout}
         teacher = build_teacher(case, self.device, size.voc_size, **attention)
@@ -167,7 +176,7 @@ class Counter(TorchDispatchMode):
         name = func._schema.name.partition("::")[2]
         inputs = _fake_tensors([args, {key: value for key, value in kwargs.items() if key != "out"}])
         outputs = _fake_tensors(result) or inputs  # what works on lists in place returns nothing
-        no_kernel = func.namespace != "aten" or func.is_view or self.WITHOUT_KERNEL.search(name)
+        no_kernel = func.namespace not in ("aten", "benchmark") or func.is_view or self.WITHOUT_KERNEL.search(name)
         if no_kernel or not outputs:
             return result
         kind = class_of(name)
@@ -176,13 +185,16 @@ class Counter(TorchDispatchMode):
         self.launches[kind] += 1
         self.read_or_written[kind] += self._bytes(name, inputs, outputs)
         if flops := flop_registry.get(func._overloadpacket):
-            self.flops[kind] += flops(*args, **kwargs, out_val=result)
+            with unset_fake_temporarily():  # packed attention reads the lengths of the sequences, which are real
+                self.flops[kind] += flops(*args, **kwargs, out_val=result)
         return result
 
     def _bytes(self, name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
         written = sum(map(_size, outputs))
         if self.ONLY_WRITES.search(name):
             return written
+        if name == "vocabulary_softmax":  # reads both twice, and writes over the first
+            return sum(2 * _size(logits) for logits in inputs) + _size(inputs[0])
         if name == "copy_":
             return _size(inputs[1]) + written
         if self.READS_WHAT_IT_WRITES.search(name):
@@ -204,7 +216,7 @@ def _size(tensor: torch.Tensor) -> int:
 def as_on_a_gpu() -> Iterator[None]:
     """Where operations on a CPU differ from those on a GPU, those of the GPU: norms compute in float32 under autocast,
     attention with a mask takes the memory-efficient kernel and without one the flash kernel, dropout is one kernel,
-    gradients are clipped together, and chunks of logits are large."""
+    gradients are clipped together, chunks of logits are large, and one kernel makes their gradient."""
     norm, clip = torch.nn.functional.layer_norm, torch.nn.utils.clip_grad_norm_
     dropout = lambda x, p, training, *_: torch.native_dropout(x, p, True)[0] if training and p else x  # noqa: E731
     with (
@@ -212,7 +224,8 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch("torch.nn.functional.layer_norm", lambda x, *more, **options: norm(x.float(), *more, **options)),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", attend),
         mock.patch("torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given, foreach=True)),
-        changed(losses, CHUNK_ROWS={"cpu": losses.CHUNK_ROWS["cuda"]}),
+        changed(packing, one_by_one=packing.flash),
+        changed(losses, CHUNK_ROWS={"cpu": losses.CHUNK_ROWS["cuda"]}, fused_gradient=lambda device: fused_gradient),
     ):
         yield
 
@@ -238,6 +251,22 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
         return output[0]
 
 
+@torch.library.custom_op("benchmark::vocabulary_softmax", mutates_args=("s",))
+def vocabulary_softmax(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Stands for the kernel of `training.vocabulary_kernel`, to be counted."""
+    raise NotImplementedError
+
+
+@vocabulary_softmax.register_fake
+def _(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return s.new_empty(3, len(s), dtype=torch.float32)
+
+
+def fused_gradient(s, t, scratch, labels, weights, *_) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `training.vocabulary_kernel.fused_gradient`, without values."""
+    return s, vocabulary_softmax(s, t).double().sum(1)[: len(weights)]
+
+
 def count_step(setup: Setup, recipe: Recipe) -> tuple[Counter, Step]:
     """What the second step of a run does (the first also creates the optimizer's state), and that step."""
     counter = Counter()
@@ -252,13 +281,17 @@ def count_step(setup: Setup, recipe: Recipe) -> tuple[Counter, Step]:
 
 
 def report(size: Size) -> str:
-    """A table for the recipe as typed, and one for a large micro-batch."""
+    """A table for the recipe as typed, and others for it padded, and for a large micro-batch."""
     setup = Setup(size, World(torch.device("cpu")), H100_TOKENS)
-    parts = []
-    for title, recipe in (("The recipe as typed", setup.typed), ("One large micro-batch", setup.large)):
+    parts, free = [], {"padding_free": True}
+    for title, recipe in (
+        ("The recipe as typed", replace(setup.typed, **free)),
+        ("The same, padded", setup.typed),
+        ("One large micro-batch", replace(setup.large, **free)),
+    ):
         counter, (micro_batches, counts) = count_step(setup, recipe)
         n = len(micro_batches)
-        parts.append(f"{title}: {counts.tokens:,} tokens, micro-batches: {n}\n\n{table(counter)}")
+        parts.append(f"{title}: {counts.tokens:,.0f} tokens, micro-batches: {n}\n\n{table(counter)}")
     return "\n\n".join(parts)
 
 

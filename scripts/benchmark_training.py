@@ -263,7 +263,7 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
     if args.techniques:
         variants += [
             Variant("ours, a batch at a time", ours, lambda: micro_batches(0), {}),
-            Variant("ours, vocabulary not padded to 8", ours, micro_batches, {"ALIGNMENT": 1}),
+            Variant("ours, vocabulary not padded to 16", ours, micro_batches, {"ALIGNMENT": 1}),
             Variant(
                 "ours, logits in one chunk",
                 ours,

@@ -9,8 +9,8 @@ python -m ruff check --no-cache .
 python -m ruff format --no-cache --check .
 if [ "${1:-}" = --clients ]; then # those that hold models against other software, which is fetched first
     shift
-    say "Installing sentence-transformers and datatrove, and Transformers.js into work/clients"
-    pip install --quiet --constraint work/venv/constraints.txt "sentence-transformers>=5" "datatrove[io]>=0.10" "kubeflow-trainer-api>=2.2"
+    say "Installing sentence-transformers, datatrove and Triton, and Transformers.js into work/clients"
+    pip install --quiet --constraint work/venv/constraints.txt "sentence-transformers>=5" "datatrove[io]>=0.10" "kubeflow-trainer-api>=2.2" triton
     version=$(sed -n 's/.*VERSION = .*"\([0-9.]*\)".*/\1/p' scripts/demo.py)
     npm install --silent --no-audit --no-fund --ignore-scripts --prefix work/clients \
         "@huggingface/transformers@$version" playwright-core@1

@@ -74,7 +74,13 @@ def digests() -> dict:
 def losses_of(family: str, recipe: Recipe, changes: dict) -> list[dict[str, float]]:
     teacher, student = make_models(family, changes)
     masks = masking(recipe, family_of(SMALL[family]).causal)
-    data = RunData(sequences(recipe.whole_word_mask), sampler(recipe, recipe.seed), masks, Padding(PAD), {})
+    data = RunData(
+        sequences(recipe.whole_word_mask),
+        sampler(recipe, recipe.seed),
+        masks,
+        Padding(PAD, free=recipe.padding_free),
+        {},
+    )
     distiller = Distiller(recipe, student, teacher, data, World(torch.device("cpu")), torch.float64, None)
     draw_weights(distiller.objective.widening.double(), 2)
     norms = []

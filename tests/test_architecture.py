@@ -14,14 +14,14 @@ ORDER = (
     "distiller",
     "evaluation: task_card own_task breakdown layer_choice text_vectors squad task_distillation "
     "augmentation fine_tuning scores glue held_out",
-    "training: configurations dry_run meter optimization objective batches masking relation_loss losses run_folder "
-    "checkpoint flags model_card recipe metrics_files distributed stop_signal",
+    "training: configurations dry_run meter optimization objective batches masking relation_loss losses "
+    "vocabulary_kernel run_folder checkpoint flags model_card recipe metrics_files distributed stop_signal",
     "lm_seqs_dataset",
     "corpus: sources vocabulary_trimming overlap word_ngrams statistics token_counts files tokenization "
     "documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: as_bert trimming student flops loading memory language_model sentence_encoder families",
+    "models: as_bert trimming student flops loading memory language_model packing sentence_encoder families",
     "files: json_reader plain_pickle paths atomic",
     "utils",
 )

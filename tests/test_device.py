@@ -70,7 +70,7 @@ def test_a_step_leaves_the_device_alone(meta, family, losses):
     config = SMALL[family]
     causal = family_of(config).causal
     labels = {"alpha_mlm": 0.0, "alpha_clm": 2.0} if causal else {}
-    recipe = Recipe(**{**labels, **LOSSES[losses]})
+    recipe = Recipe(**{**labels, **LOSSES[losses]}, padding_free=losses == "all" and family_of(config).packs)
     with meta:
         teacher = LanguageModel(auto_class(config).from_config(config).eval())
         shape = half_depth_config(config, family)
@@ -82,7 +82,9 @@ def test_a_step_leaves_the_device_alone(meta, family, losses):
     else:
         masking = Masking(np.ones(99), np.arange(99), 4)
         batch = prepare_batch_mlm(sequences, masking, generator)
-    micro_batches = cut_micro_batches([batch], Padding(0), 40, causal or recipe.head_on_all_tokens)
+    micro_batches = cut_micro_batches(
+        [batch], Padding(0, free=recipe.padding_free), 40, causal or recipe.head_on_all_tokens
+    )
     data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, Padding(0), {})
     distiller = Distiller(recipe, student, teacher, data, World(meta), torch.float32, None)
     for _ in range(2):

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from grouped_batch_sampler import GROUP_WIDTH, GroupedBatchSampler, create_lengths_groups
 from lm_seqs_dataset import LmSeqsDataset
+from models.packing import Packing
 from training.distributed import World
 from training.masking import NO_LABEL, Masking, mask_tokens
 from training.recipe import Recipe
@@ -56,6 +57,7 @@ class MicroBatch:
     token_positions: torch.Tensor  # (n_tokens,) int64
     row_positions: torch.Tensor  # (n_rows,) int64; the n_labels that have a label come first, in the order of `labels`
     labels: torch.Tensor  # (n_labels,) int64
+    packing: Packing | None = None  # where it is one row that holds all sequences
 
     @property
     def label_positions(self) -> torch.Tensor:
@@ -70,10 +72,16 @@ class MicroBatch:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """(bs,) int64, tokens of each sequence."""
+        """(number of sequences,) integers, tokens of each."""
+        if self.packing is not None:
+            return self.packing.ends.diff()
         if self.attention_mask is None:
             return torch.full((len(self.input_ids),), self.input_ids.shape[1])
         return self.attention_mask.sum(1)
+
+    @property
+    def n_sequences(self) -> int:
+        return len(self.input_ids) if self.packing is None else len(self.packing.ends) - 1
 
     def to(self, device: torch.device) -> "MicroBatch":
         """On the CPU nothing is copied; to a GPU the copy runs beside the computation, if pinned."""
@@ -83,8 +91,12 @@ class MicroBatch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function) -> "MicroBatch":
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return MicroBatch(*(None if tensor is None else function(tensor) for tensor in tensors))
+        def mapped(part):
+            if isinstance(part, Packing):
+                return Packing(*map(mapped, part))
+            return function(part) if isinstance(part, torch.Tensor) else part
+
+        return MicroBatch(*(mapped(getattr(self, field.name)) for field in fields(self)))
 
 
 # ---------------------------------------------------------------------------------------------- sequences to batches
@@ -153,11 +165,13 @@ class Padding(NamedTuple):
         pad_id: of the tokenizer.
         max_length: pad no further, since the models have no more positions.
         price: so many positions of padding are worth one micro-batch less.
+        free: nothing is padded, and the sequences of a micro-batch lie one after the other.
     """
 
     pad_id: int
     max_length: int | None = None
     price: int = 0
+    free: bool = False
 
 
 def pad(batch: Batch, padding: Padding, head_on_all_tokens: bool) -> MicroBatch:
@@ -175,21 +189,35 @@ def pad(batch: Batch, padding: Padding, head_on_all_tokens: bool) -> MicroBatch:
     attended = np.arange(seq_length) < batch.lengths[:, None]  # (bs, seq_length)
     input_ids = np.full(attended.shape, padding.pad_id)
     input_ids[attended] = batch.ids
-    positions, has_label = np.flatnonzero(attended), batch.labels != NO_LABEL  # (n_tokens,) each
-    rows = [positions[has_label], *([positions[~has_label]] if head_on_all_tokens else [])]
+    mask = None if attended.all() else torch.from_numpy(attended)
     return MicroBatch(
-        torch.from_numpy(input_ids),
-        None if attended.all() else torch.from_numpy(attended),
-        torch.from_numpy(positions),
-        torch.from_numpy(np.concatenate(rows)),
-        torch.from_numpy(batch.labels[has_label]),
+        torch.from_numpy(input_ids), mask, *_positions(batch, np.flatnonzero(attended), head_on_all_tokens)
     )
+
+
+def pack(batch: Batch, head_on_all_tokens: bool) -> MicroBatch:
+    """A batch as one micro-batch without padding."""
+    places = np.arange(len(batch.ids))
+    ends = np.append(0, np.cumsum(batch.lengths))
+    position_ids = places - np.repeat(ends[:-1], batch.lengths)
+    packing = Packing(
+        torch.from_numpy(position_ids)[None], torch.from_numpy(ends).int(), int(batch.lengths.max(initial=0))
+    )
+    return MicroBatch(torch.from_numpy(batch.ids)[None], None, *_positions(batch, places, head_on_all_tokens), packing)
+
+
+def _positions(batch: Batch, positions: np.ndarray, head_on_all_tokens: bool) -> tuple[torch.Tensor, ...]:
+    """`token_positions`, `row_positions` and `labels` of a micro-batch, from the positions of the batch's tokens."""
+    has_label = batch.labels != NO_LABEL  # (n_tokens,)
+    rows = [positions[has_label], *([positions[~has_label]] if head_on_all_tokens else [])]
+    return tuple(map(torch.from_numpy, (positions, np.concatenate(rows), batch.labels[has_label])))
 
 
 def cut_micro_batches(
     batches: list[Batch], padding: Padding, tokens: int = 0, head_on_all_tokens: bool = False
 ) -> list[MicroBatch]:
-    """The sequences of some batches, sorted by length, in parts of similar length and within a number of tokens.
+    """The sequences of some batches in parts within a number of tokens; if they are padded, sorted by length, so that
+    those of a part are of similar length.
 
     The masks were drawn with the batches and stay with their sequences. The loss is a mean over all tokens of a step,
     however they are grouped, so this changes only the rounding. It saves padding, because the batches of a step are of
@@ -202,8 +230,13 @@ def cut_micro_batches(
     """
     if tokens and batches:
         together = Batch.join(batches)
-        parts = _parts_of_similar_length(together.lengths, tokens, padding.price)
+        if padding.free:
+            parts = _parts_in_turn(together.lengths, tokens)
+        else:
+            parts = _parts_of_similar_length(together.lengths, tokens, padding.price)
         batches = [together.take(part) for part in parts]
+    if padding.free:
+        return [pack(batch, head_on_all_tokens) for batch in batches]
     return [pad(batch, padding, head_on_all_tokens) for batch in batches]
 
 
@@ -225,6 +258,17 @@ def _parts_of_similar_length(lengths: np.ndarray, tokens: int, price: int) -> li
             cuts.append(i)
             first, alone = i, width
     return np.split(in_order, cuts)
+
+
+def _parts_in_turn(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """The sequences as they come, cut where the next would make a part too large."""
+    cuts, size = [], 0
+    for i, length in enumerate(lengths):
+        size += length
+        if i and size > tokens:
+            cuts.append(i)
+            size = length
+    return np.split(np.arange(len(lengths)), cuts)
 
 
 class MicroBatches(Dataset):
@@ -264,7 +308,7 @@ class StepCounts(NamedTuple):
             sum(len(micro_batch.row_positions) for micro_batch in micro_batches),
             sum(len(micro_batch.labels) for micro_batch in micro_batches),
             sum(int(micro_batch.lengths.square().sum()) for micro_batch in micro_batches),
-            sum(len(micro_batch.input_ids) for micro_batch in micro_batches),
+            sum(micro_batch.n_sequences for micro_batch in micro_batches),
         )
 
     def over_all(self, world: World) -> Callable[[], "StepCounts"]:

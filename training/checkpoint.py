@@ -162,7 +162,7 @@ def check_resume(old: dict, new: dict, uses_dropout: bool) -> None:
         if uses_dropout:
             logger.info("on %d processes instead of %d, dropout is drawn anew", new["processes"], old["processes"])
     if not uses_dropout:
-        changed.discard("tokens_per_micro_batch")
+        changed -= {"tokens_per_micro_batch", "padding_free"}
     if changed:
         changes = ", ".join(
             f"{CONTENTS.get(key, f'--{key}')} ({old[key]} then, {new[key]} now)" for key in sorted(changed)

@@ -10,10 +10,11 @@ from transformers import AutoConfig, PretrainedConfig
 from lm_seqs_dataset import MIN_LENGTH
 from models.families import DROPOUT, family_of, max_length
 from models.memory import default_tokens_per_micro_batch
+from models.packing import kernel_fault
 from models.student import half_depth_config
 from training.flags import ARCHITECTURE, DEFAULT_TEACHER, whole_model
 from training.recipe import OF_TEACHER, Recipe
-from utils import InputError, n_cores
+from utils import InputError, logger, n_cores
 
 
 def needs_teacher(args: argparse.Namespace) -> bool:
@@ -102,8 +103,29 @@ def with_names(args: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**vars(args) | names)
 
 
+def why_padded(
+    args: argparse.Namespace, configs: list[PretrainedConfig], device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """What keeps a run from --padding_free; None: nothing does."""
+    for config in configs:
+        if not family_of(config).packs:
+            return f"a {config.model_type} takes padded sequences only"
+    for flag in ("alpha_relation", "alpha_pooled"):
+        if getattr(args, flag):
+            return f"--{flag} compares sequences, and takes them padded"
+    if args.compile:
+        return "--compile takes padded sequences"
+    faults = (kernel_fault(device, dtype, config.hidden_size // config.num_attention_heads) for config in configs)
+    return next(filter(None, faults), None)
+
+
 def with_defaults(
-    args: argparse.Namespace, student: PretrainedConfig, device: torch.device, recorded: dict
+    args: argparse.Namespace,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    recorded: dict,
 ) -> argparse.Namespace:
     """The flags with the defaults filled in that depend on the student and on the machine.
 
@@ -112,15 +134,23 @@ def with_defaults(
             depends on them, even if this machine has a larger GPU.
     """
     causal = family_of(student).causal
+    padded = why_padded(args, [config for config in (student, teacher) if config], device, dtype)
+    if args.padding_free and padded:
+        raise InputError(f"--padding_free: {padded}.")
     defaults = {
         "alpha_mlm": 0.0 if causal else Recipe.alpha_mlm,
         "alpha_clm": Recipe.alpha_mlm if causal else 0.0,
         "freeze_pos_embs": needs_teacher(args) and student.model_type == "distilbert",
         "num_workers": min(4, n_cores()) if device.type == "cuda" else 0,
         "tokens_per_micro_batch": recorded.get("tokens_per_micro_batch", default_tokens_per_micro_batch(device)),
+        "padding_free": recorded.get("padding_free", device.type == "cuda" and not padded and not recorded),
     }
     missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
     args = argparse.Namespace(**vars(args) | missing)
+    if device.type == "cuda":
+        logger.info(
+            "micro-batches are %s", "free of padding" if args.padding_free else f"padded: {padded or 'as asked'}"
+        )
     if not (needs_teacher(args) or args.alpha_mlm or args.alpha_clm):
         raise InputError("all --alpha_... are 0: there is nothing to learn from.")
     return args

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from models.memory import PeakAbove, available_memory, peak_memory
-from training.batches import MicroBatch, StepCounts, pad, prepare_batch
+from training.batches import MicroBatch, StepCounts, cut_micro_batches, prepare_batch
 from training.distributed import now
 from training.losses import usual_chunk
 from training.objective import loss_weights
@@ -129,7 +129,7 @@ def _longest_micro_batch(distiller, n: int) -> MicroBatch:
     data = distiller.data
     sequences = [data.train_set[int(data.train_set.lengths.argmax())]] * n
     batch = prepare_batch(sequences, data.masking, np.random.default_rng(0))
-    return pad(batch, data.padding, data.head_on_all_tokens(distiller.recipe))
+    return cut_micro_batches([batch], data.padding, 0, data.head_on_all_tokens(distiller.recipe))[0]
 
 
 def disk_space(distiller) -> tuple[int, int]:

@@ -33,7 +33,7 @@ ARCHITECTURE = {
     "tie_weights_": ("tie_word_embeddings", "tie_word_embeddings"),
 }
 # Numbers of the recipe whose defaults depend on the student or on the machine (see `configurations.with_defaults`).
-RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "num_workers")
+RESOLVED_LATER = ("alpha_mlm", "alpha_clm", "tokens_per_micro_batch", "padding_free", "num_workers")
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -206,6 +206,12 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
         help="the sequences of a step go through the models sorted by length, in micro-batches of so many tokens; this "
         "changes no more than rounding and the draw of dropout (default: by the GPU's memory; 1,024 on a CPU; 0: a "
         "batch is a micro-batch)",
+    )
+    add(
+        "--padding_free",
+        action=SWITCH,
+        help="micro-batches without padding, which no longer sorts by length (default: on a GPU, if the models and "
+        "losses allow it; on a CPU it is slow)",
     )
     add(
         "--compile",

@@ -11,27 +11,33 @@ pass, since their gradient is known in closed form. With s and t the logits of s
 
 (T^2 from the factor, 1 / T from the inner derivative of s / T.) So the logits of a chunk are computed, give the loss
 and its gradient by s, from which those of the rows and of the projection follow by two matrix products, and are
-overwritten by the next chunk. `ce_gradient` and its like compute value and gradient together.
+overwritten by the next chunk. `ce_gradient` and its like compute value and gradient together; on GPUs one kernel does
+(`training.vocabulary_kernel`).
 
 The weights of the terms contain the division by what is in the whole step, so that micro-batches of unequal size count
 by their tokens. Everything computes in float32, or in float64 if given that.
 
-Dimensions: n rows, the first n_labels of them with a label; voc_size, and voc_padded, the next multiple of 8, for which
-matrix products are faster (the columns added have a bias of -inf: probability 0, exactly); dim.
+Dimensions: n rows, the first n_labels of them with a label; voc_size, and voc_padded, the next multiple of 16, for
+which matrix products are faster (the columns added have a bias of -inf: probability 0, exactly); dim.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils import logger, reason_of
+
 LABEL_TERMS = ("mlm", "clm")  # cross-entropy with the true tokens: the masked ones, or the next ones
 VOCABULARY_TERMS = ("ce", "mse", *LABEL_TERMS)
-ALIGNMENT = 8
+ALIGNMENT = 16
 CHUNK_ROWS = {"cpu": 256, "cuda": 4096}  # on a CPU the logits should stay near the cores
 CHUNK_LOGITS = 1 << 27  # of a chunk, at most; what it is computed in then takes 2 GiB, even if the vocabulary is large
+FUSED_ROWS = 4  # times as many rows at a time for the kernel: two buffers in half precision instead of four in float32
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -184,8 +190,8 @@ class Projection(NamedTuple):
         return cls(matrix, bias, voc_size)
 
     def logits(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """(n, dim) in the dtype of the matrix -> (n, voc_padded), in `out`, float32 or float64."""
-        if self.matrix.dtype == out.dtype:
+        """(n, dim) in the dtype of the matrix -> (n, voc_padded), in `out`, of the same dtype or a wider one."""
+        if self.matrix.dtype == out.dtype:  # also in half precision, for the kernel
             return torch.addmm(self.bias, rows, self.matrix.T, out=out)
         return out.copy_(F.linear(rows, self.matrix, self.bias))
 
@@ -224,17 +230,19 @@ def vocabulary_loss(
         loss: scalar, float32 or float64; `backward` may be called on it once.
         parts: (number of weights,) float64, what each term adds to it, without gradient.
     """
-    chunk_rows = chunk_rows or usual_chunk(s_rows.device, len(s_projection.matrix))
+    fused = None if s_projection.matrix.dtype == torch.float64 else fused_gradient(s_rows.device)
+    if chunk_rows is None:
+        chunk_rows = usual_chunk(s_rows.device, len(s_projection.matrix)) * (FUSED_ROWS if fused else 1)
     return _VocabularyLoss.apply(
         s_rows, s_linear.weight, s_linear.bias, s_projection, t_rows, t_projection, labels, weights, temperature,
-        chunk_rows,
+        chunk_rows, fused,
     )  # fmt: skip
 
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, s_rows, matrix, bias, s_projection, t_rows, t_projection, labels, weights, temperature, chunk_rows
+        ctx, s_rows, matrix, bias, s_projection, t_rows, t_projection, labels, weights, temperature, chunk_rows, fused
     ):
         dtype, voc_size = s_projection.matrix.dtype, s_projection.voc_size
         full = torch.promote_types(dtype, torch.float32)
@@ -248,8 +256,10 @@ class _VocabularyLoss(torch.autograd.Function):
         grad_matrix = x.new_zeros(voc_padded, x.shape[1], dtype=full)
         grad_bias = x.new_zeros(voc_padded, dtype=full)
         parts = x.new_zeros(len(weights), dtype=torch.float64)
+        gradient_of = fused or chunk_gradient
         # Made once: getting fresh memory from the system for each chunk takes as long as the softmax itself.
-        buffers = x.new_empty(4, min(chunk_rows, n), voc_padded, dtype=full)
+        n_buffers, of_buffers = (2, dtype) if fused else (4, full)
+        buffers = x.new_empty(n_buffers, min(chunk_rows, n), voc_padded, dtype=of_buffers)
 
         for start in range(0, n, chunk_rows):
             chunk = slice(start, min(start + chunk_rows, n))
@@ -257,9 +267,9 @@ class _VocabularyLoss(torch.autograd.Function):
             s_projection.logits(x[chunk], s)
             if t_projection is not None:
                 t_projection.logits(t_rows[chunk].to(dtype), t)
-            grad, chunk_parts = chunk_gradient(s, t, scratch, labels[chunk], relative, temperature, voc_size)
+            grad, chunk_parts = gradient_of(s, t, scratch, labels[chunk], relative, temperature, voc_size)
             parts += chunk_parts
-            grad_bias += grad.sum(0)
+            grad_bias += grad.sum(0, dtype=full)
             grad = grad.to(dtype)
             torch.mm(grad, s_projection.matrix, out=grad_rows[chunk])
             if dtype == full:
@@ -279,7 +289,23 @@ class _VocabularyLoss(torch.autograd.Function):
         grad_rows, grad_matrix, grad_bias = ctx.saved_tensors
         scale = at_least_float32(grad_loss) * ctx.scale
         grad_rows = (at_least_float32(grad_rows) * scale).to(ctx.rows_dtype)
-        return grad_rows, grad_matrix.mul_(scale), grad_bias * scale if ctx.has_bias else None, *[None] * 7
+        return grad_rows, grad_matrix.mul_(scale), grad_bias * scale if ctx.has_bias else None, *[None] * 8
+
+
+@functools.cache
+def fused_gradient(device: torch.device) -> Callable | None:
+    """`chunk_gradient` as one kernel; None on a CPU, and where Triton is missing or can't build it."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from training.vocabulary_kernel import fused_gradient
+
+    try:
+        s, t = torch.zeros(2, 1, ALIGNMENT, device=device)
+        fused_gradient(s, t, [], torch.zeros(1, dtype=torch.int64, device=device), {"ce": 1.0, "mlm": 1.0}, 2.0, 9)
+    except Exception as error:  # whatever the compiler says, for instance that there is no C compiler
+        logger.warning("Triton can't build the vocabulary loss here (%s): several kernels do", reason_of(error))
+        return None
+    return fused_gradient
 
 
 def chunk_gradient(

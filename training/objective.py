@@ -113,14 +113,14 @@ class Objective:
         return self._read(self.teacher, micro_batch, self.recipe.uses_teacher_logits) if self.teacher else None
 
     def _read(self, model: LanguageModel, micro_batch: MicroBatch, needs_rows: bool) -> Outputs:
-        states = None
+        given, states = (micro_batch.input_ids, micro_batch.attention_mask, micro_batch.packing), None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype.itemsize < 4):
             if self.recipe.alpha_layers:
-                every = model.states(micro_batch.input_ids, micro_batch.attention_mask)
+                every = model.states(*given)
                 hidden = every[-1]
                 states = [every[i].index_select(0, micro_batch.token_positions) for i in self.states_of[model]]
             else:
-                hidden = model.hidden(micro_batch.input_ids, micro_batch.attention_mask)
+                hidden = model.hidden(*given)
             rows = model.transform(hidden.index_select(0, micro_batch.row_positions)) if needs_rows else None
         return Outputs(hidden, rows, model.vectors if self.recipe.alpha_relation else None, states)
 

@@ -53,6 +53,7 @@ class Recipe:
     seed: int = 56
     # machine
     tokens_per_micro_batch: int = 0
+    padding_free: bool = False
     num_workers: int = 0
     compile: bool = False
     peak_tflops: float | None = None
