@@ -66,20 +66,22 @@ def test_a_sequence_that_saw_its_neighbor_would_be_found(monkeypatch):
 
 def test_micro_batches_hold_everything_once_and_nothing_else():
     batches = [batch_of(LENGTHS[:2]), batch_of(LENGTHS[2:])]
-    cut = cut_micro_batches(batches, Padding(0, free=True), tokens=64, head_on_all_tokens=True)
-    assert [micro_batch.lengths.tolist() for micro_batch in cut] == [[20, 31, 12], [12, 25], [40]]
+    cut = cut_micro_batches(batches, Padding(0, free=True), tokens=90, head_on_all_tokens=True)
+    assert [micro_batch.lengths.tolist() for micro_batch in cut] == [[20, 31], [12, 12, 25], [40]]
     ids = np.concatenate([batch.ids for batch in batches])
     assert torch.cat([micro_batch.input_ids[0] for micro_batch in cut]).tolist() == ids.tolist()
     assert all(micro_batch.attention_mask is None for micro_batch in cut)
     assert all(len(micro_batch.row_positions) == micro_batch.input_ids.numel() for micro_batch in cut)
     assert [micro_batch.packing.longest for micro_batch in cut] == [31, 25, 40]
-    assert cut[1].packing.position_ids[0].tolist() == [*range(12), *range(25)]
-    padded = cut_micro_batches(batches, Padding(0), tokens=64, head_on_all_tokens=True)
+    assert cut[1].packing.position_ids[0].tolist() == [*range(12), *range(12), *range(25)]
+    padded = cut_micro_batches(batches, Padding(0), tokens=90, head_on_all_tokens=True)
     assert StepCounts.of(cut) == StepCounts.of(padded)
     labels = [micro_batch.input_ids.new_full((micro_batch.input_ids.numel(),), -100) for micro_batch in cut]
     for micro_batch, at in zip(cut, labels, strict=True):
         at[micro_batch.label_positions] = micro_batch.labels
     assert torch.cat(labels).tolist() == np.concatenate([batch.labels for batch in batches]).tolist()
+    together = cut_micro_batches(batches, Padding(0, free=True), tokens=sum(LENGTHS))
+    assert [micro_batch.n_sequences for micro_batch in together] == [len(LENGTHS)]
     longer = cut_micro_batches([batch_of((70, 12))], Padding(0, free=True), tokens=64)
     assert [micro_batch.lengths.tolist() for micro_batch in longer] == [[70], [12]]
 

@@ -231,7 +231,7 @@ def cut_micro_batches(
     if tokens and batches:
         together = Batch.join(batches)
         if padding.free:
-            parts = _parts_in_turn(together.lengths, tokens)
+            parts = _parts_of_equal_size(together.lengths, tokens)
         else:
             parts = _parts_of_similar_length(together.lengths, tokens, padding.price)
         batches = [together.take(part) for part in parts]
@@ -260,14 +260,15 @@ def _parts_of_similar_length(lengths: np.ndarray, tokens: int, price: int) -> li
     return np.split(in_order, cuts)
 
 
-def _parts_in_turn(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """The sequences as they come, cut where the next would make a part too large."""
-    cuts, size = [], 0
-    for i, length in enumerate(lengths):
-        size += length
-        if i and size > tokens:
-            cuts.append(i)
-            size = length
+def _parts_of_equal_size(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """The sequences as they come, in parts of about as many tokens each.
+
+    Of the tokens in all, a part gets the sequences that begin in its share, so it exceeds that by less than a sequence.
+    """
+    total = lengths.sum()
+    n = 1 if total <= tokens else -(-total // max(1, tokens - lengths.max()))
+    begins = np.cumsum(lengths) - lengths
+    cuts = np.flatnonzero(np.diff(begins * n // total)) + 1
     return np.split(np.arange(len(lengths)), cuts)
 
 

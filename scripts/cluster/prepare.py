@@ -163,6 +163,8 @@ def run(args: argparse.Namespace, target: str) -> None:
 
 @utils.command_line(make_parser)
 def main(args: argparse.Namespace) -> None:
+    os.environ.setdefault("LOGURU_DIAGNOSE", "0")  # of datatrove: tracebacks without the values of all variables
+    os.environ.setdefault("LOGURU_BACKTRACE", "0")
     try:
         import datatrove  # noqa: F401
     except ImportError:
@@ -186,8 +188,6 @@ def main(args: argparse.Namespace) -> None:
     # Tasks that run beside each other share the cores.
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, n_cores() // min(args.workers or n_cores(), args.tasks))))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that datatrove ends its helpers, as after Ctrl-C
-    os.environ.setdefault("LOGURU_DIAGNOSE", "0")  # tracebacks without the values of all variables
-    os.environ.setdefault("LOGURU_BACKTRACE", "0")
     try:
         run(args, target)
     except (InputError, RunError, OSError):
