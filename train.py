@@ -63,6 +63,8 @@ from training.masking import Masking
 from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
 from utils import InputError, logger
 
+TEXTS_TO_CENTER = 200  # whose vectors' mean `--alpha_pooled` compares directions from
+
 # ------------------------------------------------------------------------------------ what is read, and what fits it
 
 
@@ -306,6 +308,8 @@ def run(args: argparse.Namespace, world: World) -> int:
         saved = tokenizer_for(student_cfg, tokenizer)
         folder = run_folder.RunFolder(args.dump_path, parameters, saved, args.keep_checkpoints, more)
     distiller = Distiller(recipe, student, teacher, data, world, dtype, folder)
+    if recipe.alpha_pooled:
+        distiller.objective.find_center(data.some(TEXTS_TO_CENTER, recipe))
     log_small_steps(distiller)
     return estimate(distiller, args) if args.dry_run else train(distiller, state, args.dump_path)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import binarized_data
 import compare_models
@@ -19,7 +20,7 @@ from corpus.files import open_corpus
 from corpus.tokenization import describe_tokenizer
 from evaluation.held_out import held_out_sequences
 from evaluation.text_vectors import TextEncoder, vectors_of
-from lm_seqs_dataset import LmSeqsDataset
+from lm_seqs_dataset import SHORTEST, LmSeqsDataset
 from models.sentence_encoder import KEYS, MODE, Pooling, pooling_of, sentence_transformers_files
 
 POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
@@ -88,6 +89,31 @@ def test_the_held_out_loss_is_what_the_saved_models_say_of_the_text_as_it_is(wor
     assert torch.cat(distances).mean().item() == pytest.approx(last["hidden_cos"], rel=1e-4)
 
 
+def test_vectors_are_compared_from_their_mean(workspace, encoder, tmp_path):
+    folder = tmp_path / "student"
+    train(workspace, folder, "--teacher_name", encoder, *HIDDEN, "--alpha_cos", 0, "--alpha_pooled", 1,
+          "--from_pretrained_weights", encoder / "init.pth")  # fmt: skip
+    last = [row for row in rows_of(folder) if row["kind"] == "valid"][-1]
+    teacher, ours = (AutoModel.from_pretrained(name).eval() for name in (encoder, folder))
+    text = open_corpus([workspace / "text.bert-base-uncased.pickle"])
+    held_out = held_out_sequences(len(text), 0.01)
+    special_ids = describe_tokenizer(load_tokenizer(folder))["special_ids"]
+    trained = LmSeqsDataset(text, special_ids, 64, held_out, SHORTEST)
+    evaluated = LmSeqsDataset(text.take(held_out), special_ids, 64, min_length=SHORTEST)
+
+    @torch.no_grad()
+    def vector(model, ids):
+        mean = model(torch.from_numpy(ids.astype(np.int64))[None]).last_hidden_state[0].mean(0)
+        return mean / mean.norm()
+
+    places = np.unique(np.linspace(0, len(trained) - 1, 200).astype(int))
+    center = torch.stack([vector(teacher, trained[i]) for i in places]).mean(0)
+    s, t = (torch.stack([vector(model, ids) for ids in evaluated]) for model in (ours, teacher))
+    apart = lambda center: 1 - torch.cosine_similarity(s - center, t - center).mean().item()
+    assert last["hidden_pooled"] == pytest.approx(apart(center), rel=1e-4)
+    assert apart(center) > 1.2 * apart(0)  # so that another center would be found
+
+
 def test_the_head_does_not_learn(encoder, student):
     start, written = torch.load(encoder / "init.pth", weights_only=True), weights_of(student)
     learnt = "distilbert.embeddings.word_embeddings.weight"
@@ -139,14 +165,29 @@ def test_a_narrow_student_keeps_its_way_to_the_teachers_vectors(workspace, encod
     train(workspace, run, *flags, expect=2)
     assert "is as wide as its teacher" in capsys.readouterr().err
     train(
-        workspace, run, *flags, *narrow, "--learning_rate", 3e-3, "--batch_size", 8, "--gradient_accumulation_steps", 1
+        workspace,
+        run,
+        *flags,
+        *narrow,
+        "--learning_rate",
+        3e-3,
+        "--batch_size",
+        8,
+        "--gradient_accumulation_steps",
+        1,
+        "--n_epoch",
+        4,
+        "--dropout",
+        0,
+        "--attention_dropout",
+        0,
     )
     for folder in (run, run / "best"):
         kinds = [module["type"].rpartition(".")[2] for module in json.loads((folder / "modules.json").read_text())]
         assert kinds == ["Transformer", "Pooling", "Dense", "Normalize"]
         settings = json.loads((folder / "2_Dense" / "config.json").read_text())
         assert (settings["in_features"], settings["out_features"], settings["bias"]) == (16, 32, False)
-    (state,) = run.glob("checkpoints/step_*/state.pth")
+    state = max(run.glob("checkpoints/step_*/state.pth"), key=os.path.getmtime)
     widening = torch.load(state, weights_only=True)["widening"]["linear.weight"]
     assert torch.equal(pooling_of(str(run)).dense, widening)
     texts = ["the cat sees the garden", "an old sailor paints a letter before it rains"]

@@ -348,6 +348,12 @@ class RunData:
         """Whether the logits of all tokens are needed: of a causal model they always are."""
         return recipe.head_on_all_tokens or self.masking is None
 
+    def some(self, n: int, recipe: Recipe) -> list[MicroBatch]:
+        """`n` sequences from all over the training text, without masks."""
+        places = np.linspace(0, len(self.train_set) - 1, n).astype(int)
+        batch = prepare_batch_clm([self.train_set[i] for i in np.unique(places)])
+        return cut_micro_batches([batch], self.padding, recipe.tokens_per_micro_batch)
+
     def steps(self, recipe: Recipe, world: World, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step of an epoch, from `first_step` on.
 

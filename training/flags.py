@@ -150,7 +150,8 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--alpha_pooled",
         type=real(0, 1e6),
-        help="direction of the vector that a sentence encoder makes of a text, by its own pooling (%(default)s)",
+        help="direction of the vector that a sentence encoder makes of a text, by its own pooling, seen from the "
+        "mean of such vectors (%(default)s)",
     )
     add(
         "--keep_dense",

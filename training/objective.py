@@ -7,6 +7,7 @@ head; dim.
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import normalize
 
 from models.flops import TrainingWork
 from models.language_model import LanguageModel
@@ -76,6 +77,7 @@ class Objective:
         self.t_projection = Projection.of(teacher.projection, dtype) if recipe.uses_teacher_logits else None
         heads = recipe.uses_logits, recipe.uses_teacher_logits
         n_compared = (1 if recipe.alpha_cos else 0) + (student.depth + 1 if recipe.alpha_layers else 0)
+        self.center = torch.zeros((), device=device)  # of the teacher's vectors of texts (see `find_center`)
         self.work = TrainingWork(student, self.teacher, *heads, self.widening, n_compared)
         if recipe.alpha_relation:
             self._watch_relations()
@@ -161,10 +163,24 @@ class Objective:
             parts["layers"] = layers.detach().double()
         if "pooled" in weights:
             s_pooled, t_pooled = (self._pool(outputs.hidden, micro_batch) for outputs in (s, t))  # (bs, dim)
-            pooled = weights["pooled"] * cos_loss(self.widening(s_pooled), t_pooled)
+            directions = (normalize(vectors, dim=-1) - self.center for vectors in (self.widening(s_pooled), t_pooled))
+            pooled = weights["pooled"] * cos_loss(*directions)
             loss = loss + pooled
             parts["pooled"] = pooled.detach().double()
         return loss, torch.stack([parts[term] for term in weights])
+
+    @torch.no_grad()
+    def find_center(self, micro_batches: list[MicroBatch]) -> None:
+        """The mean of the teacher's vectors of some texts, from which `pooled` looks at vectors from now on.
+
+        Encoders keep their vectors in a narrow cone. Seen from 0, vectors of unrelated texts have nearly the same
+        direction, and what tells texts apart is a small part of the loss.
+        """
+        vectors = []
+        for micro_batch in micro_batches:
+            micro_batch = micro_batch.to(self.device)
+            vectors.append(normalize(self._pool(self.read_as_teacher(micro_batch).hidden, micro_batch), dim=-1))
+        self.center = torch.cat(vectors).mean(0)  # (dim of the teacher,)
 
     def _pool(self, hidden: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
         """(bs * seq_length, dim) -> (bs, dim), as the teacher does it."""
