@@ -46,14 +46,20 @@ def assert_nothing_left(tmp_path):
     assert not list((tmp_path / "tmp").glob("distil-*"))
 
 
-def test_a_gpu_attends_by_kernels_that_need_no_plan(monkeypatch):
+def test_a_gpu_is_made_ready_for_batches_of_all_sizes(monkeypatch):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")  # so that it is restored
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)
         assert init_world(None).device.type == "cuda"
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()  # which needs a plan for each
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+        init_world(None)
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "backend:native"
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
 

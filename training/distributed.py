@@ -175,6 +175,9 @@ def init_world(n_gpu: int | None, local_rank: int = -1) -> World:
         raise InputError(f"local rank {local_rank}: this machine has only {n_here} GPU(s); lower --nproc_per_node.")
     device = torch.device("cuda", local_rank) if n_gpu > 0 else torch.device("cpu")
     if device.type == "cuda":
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+            # Nearly every micro-batch has another size; in blocks of fixed sizes, that leaves gaps which fit none.
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         torch.cuda.set_device(device)
         # cuDNN plans anew for each shape that a batch has for the first time, which takes many times as long as a step,
         # and text keeps bringing new shapes.
