@@ -116,7 +116,9 @@ class Remembered(LanguageModel):
         super().__init__(model, pooling)
         self._known: dict[bytes, torch.Tensor] = {}  # by ids
 
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, packing: None = None
+    ) -> torch.Tensor:
         ids = input_ids.cpu().numpy().tobytes()
         if ids not in self._known:
             self._known[ids] = super().hidden(input_ids, attention_mask)

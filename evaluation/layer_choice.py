@@ -94,6 +94,7 @@ class Trial:
         student = LanguageModel(with_layers(self.teacher, layers, self.student_type)).to(self.world.device)
         if self.of_vectors:
             objective = Objective(OF_VECTORS, student, self.beside, self.world.device, self.dtype)
+            objective.find_center(list(self.text))
             metrics = held_out.evaluate_hidden(objective, self.text, self.world)
         else:
             metrics = held_out.evaluate(student, self.beside, self.text, self.world, self.dtype)
