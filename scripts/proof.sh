@@ -73,11 +73,16 @@ student chosen_blend chosen "${focused[@]}" "${blend[@]}"
 student chosen_blend_no_mlm chosen "${focused[@]}" "${blend[@]}" --alpha_mlm 0
 student more_text students/chosen_blend_no_mlm "${focused[@]}" "${blend[@]}" --alpha_mlm 0 \
     --data_file "$folder/others.start_teacher.pickle" --leave_out "$folder/others.overlap.json"
+student all_layers chosen "${focused[@]}" "${blend[@]}" --alpha_mlm 0 --alpha_layers 10
 student chosen chosen
 student both chosen --alpha_relation 1
-# Two of them also with the help of the fine-tuned teacher.
+# Two of them also with the help of the fine-tuned teacher's predictions, and two with that of all its hidden states.
 python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{chosen_blend_no_mlm,more_text} "${tasks[@]}" --distil --layer_epochs 0 \
     --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" --save_models "$folder/fine_tuned" > "$folder/taught.md"
+mkdir -p "$folder/second_step" # its models have the same names, and those that are fine-tuned alone are the same
+cp -ru "$folder"/fine_tuned/{teacher,chosen_blend_no_mlm}-[CRS]* "$folder/second_step"
+python scripts/run_glue.py --models "$folder/teacher" "$folder"/students/{chosen_blend_no_mlm,all_layers} "${tasks[@]}" --distil \
+    --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" --save_models "$folder/second_step" > "$folder/second_step.md"
 python scripts/run_glue.py --models "$folder/teacher" \
     "$folder"/students/{all,focused,encoder,blend,chosen_blend,chosen_blend_no_mlm,more_text,relation,chosen,both} \
     "${tasks[@]}" --tasks CoLA SST-2 STS-B RTE --output "$folder/students/glue.jsonl" > "$folder/beyond.md"
