@@ -135,8 +135,6 @@ def with_defaults(
     """
     causal = family_of(student).causal
     padded = why_padded(args, [config for config in (student, teacher) if config], device, dtype)
-    if args.padding_free and padded:
-        raise InputError(f"--padding_free: {padded}.")
     defaults = {
         "alpha_mlm": 0.0 if causal else Recipe.alpha_mlm,
         "alpha_clm": Recipe.alpha_mlm if causal else 0.0,
@@ -147,6 +145,8 @@ def with_defaults(
     }
     missing = {name: value for name, value in defaults.items() if getattr(args, name) is None}
     args = argparse.Namespace(**vars(args) | missing)
+    if args.padding_free and padded:  # by the flag, or in the run that is continued
+        raise InputError(f"--padding_free: {padded}.")
     if device.type == "cuda":
         logger.info(
             "micro-batches are %s", "free of padding" if args.padding_free else f"padded: {padded or 'as asked'}"
