@@ -9,7 +9,6 @@ import pytest
 import torch
 from workspace import ROOT
 
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 pytest.importorskip("triton")  # it exists for Linux only
 
 from training import losses
