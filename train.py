@@ -63,7 +63,7 @@ from training.masking import Masking
 from training.recipe import FAR_FEWER, TOKENS_PER_STEP, Recipe
 from utils import InputError, logger
 
-TEXTS_TO_CENTER = 200  # whose vectors' mean `--alpha_pooled` compares directions from
+TEXTS_TO_CENTER = 200  # their mean vector is where `--alpha_pooled` measures directions from
 
 # ------------------------------------------------------------------------------------ what is read, and what fits it
 

@@ -145,7 +145,7 @@ def recipes(setup: Setup) -> Iterator[str]:
     """The recipe as people type it, and what its flags and the price of a micro-batch change."""
     masked = {"restrict_ce_to_mask": True}
     large = f"--tokens_per_batch {setup.size.tokens}"
-    padded, unfused = {"padding_free": False}, {"fused_gradient": lambda device: None}
+    padded, unfused = {"padding_free": False}, {"gradient_kernel": lambda device: None}
     prices = (0, setup.price // 2, 2 * setup.price)
     cases = [
         ("as typed", setup.typed, {}, {}),

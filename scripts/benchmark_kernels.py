@@ -114,9 +114,9 @@ def vocabulary(setup: Setup) -> Iterator[str]:
     header = [f"vocabulary loss, {n:,} rows", "ms", "GiB", "error by rows", "error by matrix"]
     usual = losses.usual_chunk(setup.device, size.voc_size)
     chunks = (n // 16, n // 4, n)
-    if losses.fused_gradient(setup.device):
+    if losses.gradient_kernel(setup.device):
         yield utils.markdown_table(header, [row("one kernel, chunks of ", rows) for rows in chunks])
-    with changed(losses, fused_gradient=lambda device: None):
+    with changed(losses, gradient_kernel=lambda device: None):
         yield utils.markdown_table(
             header, [row("without it, chunks of " if rows == usual else "chunks of ", rows) for rows in chunks]
         )

@@ -225,7 +225,7 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch("torch.nn.functional.scaled_dot_product_attention", attend),
         mock.patch("torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given, foreach=True)),
         changed(packing, one_by_one=packing.flash),
-        changed(losses, CHUNK_ROWS={"cpu": losses.CHUNK_ROWS["cuda"]}, fused_gradient=lambda device: fused_gradient),
+        changed(losses, CHUNK_ROWS={"cpu": losses.CHUNK_ROWS["cuda"]}, gradient_kernel=lambda device: fused_gradient),
     ):
         yield
 

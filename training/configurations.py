@@ -148,9 +148,8 @@ def with_defaults(
     if args.padding_free and padded:  # by the flag, or in the run that is continued
         raise InputError(f"--padding_free: {padded}.")
     if device.type == "cuda":
-        logger.info(
-            "micro-batches are %s", "free of padding" if args.padding_free else f"padded: {padded or 'as asked'}"
-        )
+        how = "free of padding" if args.padding_free else "padded"
+        logger.info("micro-batches are %s%s", how, f": {padded}" if padded else "")
     if not (needs_teacher(args) or args.alpha_mlm or args.alpha_clm):
         raise InputError("all --alpha_... are 0: there is nothing to learn from.")
     return args

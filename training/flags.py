@@ -211,8 +211,8 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--padding_free",
         action=SWITCH,
-        help="micro-batches without padding, which no longer sorts by length (default: on a GPU, if the models and "
-        "losses allow it; on a CPU it is slow)",
+        help="put the sequences of a micro-batch one after the other instead of padding them (default: on a GPU, if "
+        "the models and losses allow it; slow on a CPU)",
     )
     add(
         "--compile",

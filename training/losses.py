@@ -230,7 +230,7 @@ def vocabulary_loss(
         loss: scalar, float32 or float64; `backward` may be called on it once.
         parts: (number of weights,) float64, what each term adds to it, without gradient.
     """
-    fused = None if s_projection.matrix.dtype == torch.float64 else fused_gradient(s_rows.device)
+    fused = None if s_projection.matrix.dtype == torch.float64 else gradient_kernel(s_rows.device)
     if chunk_rows is None:
         chunk_rows = usual_chunk(s_rows.device, len(s_projection.matrix)) * (FUSED_ROWS if fused else 1)
     return _VocabularyLoss.apply(
@@ -293,7 +293,7 @@ class _VocabularyLoss(torch.autograd.Function):
 
 
 @functools.cache
-def fused_gradient(device: torch.device) -> Callable | None:
+def gradient_kernel(device: torch.device) -> Callable | None:
     """`chunk_gradient` as one kernel; None on a CPU, and where Triton is missing or can't build it."""
     if device.type != "cuda" or find_spec("triton") is None:
         return None
@@ -303,7 +303,9 @@ def fused_gradient(device: torch.device) -> Callable | None:
         s, t = torch.zeros(2, 1, ALIGNMENT, device=device)
         fused_gradient(s, t, [], torch.zeros(1, dtype=torch.int64, device=device), {"ce": 1.0, "mlm": 1.0}, 2.0, 9)
     except Exception as error:  # whatever the compiler says, for instance that there is no C compiler
-        logger.warning("Triton can't build the vocabulary loss here (%s): several kernels do", reason_of(error))
+        logger.warning(
+            "Triton can't build the kernel of the vocabulary loss (%s); slower operations replace it", reason_of(error)
+        )
         return None
     return fused_gradient
 

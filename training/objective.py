@@ -171,10 +171,10 @@ class Objective:
 
     @torch.no_grad()
     def find_center(self, micro_batches: list[MicroBatch]) -> None:
-        """The mean of the teacher's vectors of some texts, from which `pooled` looks at vectors from now on.
+        """The mean of the teacher's vectors of some texts, from which `pooled` measures directions from now on.
 
-        Encoders keep their vectors in a narrow cone. Seen from 0, vectors of unrelated texts have nearly the same
-        direction, and what tells texts apart is a small part of the loss.
+        Encoders keep their vectors in a narrow cone. Seen from the origin, vectors of unrelated texts have nearly the
+        same direction, and what tells texts apart is a small part of the loss.
         """
         vectors = []
         for micro_batch in micro_batches:

@@ -1,6 +1,6 @@
 """The gradient of the vocabulary loss in one kernel, for GPUs (needs Triton, which PyTorch's CUDA builds bring along).
 
-PyTorch's operations read and write the logits some twenty times. This kernel reads them twice and writes once, in the
+PyTorch's operations read and write the logits many times. This kernel reads them twice and writes once, in the
 dtype that the products made them in: one program for each row first finds the sums of the softmaxes, and then the loss
 and the gradient, which it writes over the student's logits. It computes in float32, and adds in an order that never
 changes.
@@ -17,7 +17,7 @@ COLUMNS = 2048  # that a program holds at a time
 
 @triton.jit
 def _read(row, columns, voc_size, voc_padded):
-    """Logits as float32, and what adds nothing to a softmax behind the vocabulary's end. (A mask that ends with the
+    """Logits as float32, and past the end of the vocabulary what adds nothing to a softmax. (A mask that ends with the
     vocabulary would keep the compiler from loading several at a time.)"""
     logits = tl.load(row + columns, mask=columns < voc_padded, other=0.0).to(tl.float32)
     return tl.where(columns < voc_size, logits, -1e30)

@@ -70,7 +70,7 @@ def test_the_loss_takes_the_kernel_in_place_of_the_plain_form(chunk_rows, monkey
     s_rows, t_rows, labels = torch.randn(20, 16, requires_grad=True), torch.randn(20, 24), torch.randint(500, (9,))
     found = []
     for kernel in (None, fused_gradient):
-        monkeypatch.setattr(losses, "fused_gradient", lambda device, kernel=kernel: kernel)
+        monkeypatch.setattr(losses, "gradient_kernel", lambda device, kernel=kernel: kernel)
         s_rows.grad = s_linear.weight.grad = s_linear.bias.grad = None
         loss, parts = vocabulary_loss(
             s_rows, s_linear, projections[0], t_rows, projections[1], labels, {"ce": 1e-6, "mlm": 2e-6}, 2.0, chunk_rows
