@@ -167,7 +167,8 @@ def build_data(
             counts = world.make_once(lambda: {"counts": count_tokens(text, len(tokenizer))})["counts"]
         masking = Masking.of_recipe(tokenizer, counts, recipe)
     evaluated = held_out.with_training_masks(held_out_text, masking, tokenizer) if held_out_text else {}
-    padding = Padding(padding_id(tokenizer), length, MICRO_BATCH_PRICE.get(world.device.type, 0), recipe.padding_free)
+    price = MICRO_BATCH_PRICE.get(world.device.type, 0)
+    padding = Padding(padding_id(tokenizer), length, price, recipe.padding_free, recipe.compares_sequences)
     return RunData(train_set, sampler, masking, padding, evaluated, left_out)
 
 

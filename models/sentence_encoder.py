@@ -42,10 +42,13 @@ class Pooling:
     normalized: bool = False
     dense: torch.Tensor | None = field(default=None, compare=False)
 
-    def __call__(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """(bs, seq_length, dim) hidden states, (bs, seq_length) whether they are no padding -> (bs, width)."""
+    def __call__(self, hidden: torch.Tensor, attended: torch.Tensor | None) -> torch.Tensor:
+        """(bs, seq_length, dim) hidden states, (bs, seq_length) whether they are no padding (None: all are none) ->
+        (bs, width)."""
         if self.mode == "cls":
             pooled = hidden[:, 0]
+        elif attended is None:
+            pooled = hidden.mean(1)
         else:
             weights = attended[..., None].to(hidden.dtype)
             pooled = (hidden * weights).sum(1) / weights.sum(1)

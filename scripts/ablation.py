@@ -29,8 +29,8 @@ from evaluation.glue import TASKS, read_task
 from files.atomic import atomic_write
 from files.paths import check_output_folder
 from training import flags
+from training.metrics_files import METRICS, read_metrics
 from training.recipe import Recipe
-from training.run_folder import METRICS, read_metrics
 from utils import InputError, integer, logger, path, real
 
 WEIGHTS = ("--from_pretrained_weights", "--student_pretrained_weights")

@@ -39,7 +39,7 @@ from models.language_model import LanguageModel, freeze
 from models.packing import kernel_fault
 from models.student import build_student, half_depth_config
 from scripts.benchmark_training import PAD, Case, build_teacher, changed, draw_sequences, masking_of
-from training import losses
+from training import losses, relation_loss
 from training.batches import MICRO_BATCH_PRICE, MicroBatch, Padding, RunData, StepCounts
 from training.distributed import World
 from training.recipe import Recipe
@@ -118,9 +118,8 @@ class Setup:
         size, lengths = self.size, np.array([len(sequence) for sequence in self.sequences])
         by_tokens = recipe.tokens_per_batch
         sampler = GroupedBatchSampler(lengths, None if by_tokens else recipe.batch_size, by_tokens)
-        data = RunData(
-            self.sequences, sampler, masking_of(size.voc_size), Padding(PAD, None, self.price, recipe.padding_free), {}
-        )
+        padding = Padding(PAD, None, self.price, recipe.padding_free, recipe.compares_sequences)
+        data = RunData(self.sequences, sampler, masking_of(size.voc_size), padding, {})
         case = Case("", size.layers, size.dim, recipe.batch_size, size.batches, grouped=True)
         attention = {"num_attention_heads": size.heads, "attention_probs_dropout_prob": size.attention_dropout}
         teacher = build_teacher(case, self.device, size.voc_size, **attention)
@@ -225,6 +224,7 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch("torch.nn.functional.scaled_dot_product_attention", attend),
         mock.patch("torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given, foreach=True)),
         changed(packing, one_by_one=packing.flash),
+        changed(relation_loss, MAP_ENTRIES={"cpu": relation_loss.MAP_ENTRIES["cuda"]}),
         changed(losses, CHUNK_ROWS={"cpu": losses.CHUNK_ROWS["cuda"]}, gradient_kernel=lambda device: fused_gradient),
     ):
         yield
@@ -281,12 +281,14 @@ def count_step(setup: Setup, recipe: Recipe) -> tuple[Counter, Step]:
 
 
 def report(size: Size) -> str:
-    """A table for the recipe as typed, and others for it padded, and for a large micro-batch."""
+    """Tables for the recipe as typed, with relations, both without padding and with it, and for a large micro-batch."""
     setup = Setup(size, World(torch.device("cpu")), H100_TOKENS)
-    parts, free = [], {"padding_free": True}
+    parts, free, relations = [], {"padding_free": True}, {"alpha_relation": 1.0}
     for title, recipe in (
         ("The recipe as typed", replace(setup.typed, **free)),
         ("The same, padded", setup.typed),
+        ("With --alpha_relation 1", replace(setup.typed, **free, **relations)),
+        ("The same, padded", replace(setup.typed, **relations)),
         ("One large micro-batch", replace(setup.large, **free)),
     ):
         counter, (micro_batches, counts) = count_step(setup, recipe)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import utils
 from files.paths import check_picture
-from training.run_folder import METRICS, read_metrics
+from training.metrics_files import METRICS, read_metrics
 from utils import InputError, logger, path
 
 MEMORY = "peak_memory_gib"

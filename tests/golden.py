@@ -78,7 +78,7 @@ def losses_of(family: str, recipe: Recipe, changes: dict) -> list[dict[str, floa
         sequences(recipe.whole_word_mask),
         sampler(recipe, recipe.seed),
         masks,
-        Padding(PAD, free=recipe.padding_free),
+        Padding(PAD, free=recipe.padding_free, grouped=recipe.compares_sequences),
         {},
     )
     distiller = Distiller(recipe, student, teacher, data, World(torch.device("cpu")), torch.float64, None)

@@ -173,9 +173,11 @@ def test_both_commands_print_what_is_counted(capsys):
     assert capsys.readouterr().out == counted
     assert (
         counted.startswith("The recipe as typed:")
-        and "The same, padded:" in counted
+        and counted.count("The same, padded:") == 2
+        and "With --alpha_relation 1:" in counted
         and "One large micro-batch:" in counted
     )
     launches = [int(row.split("|")[2].replace(",", "")) for row in counted.splitlines() if row.startswith("| the step")]
-    free, padded, large = launches
+    free, padded, free_related, padded_related, large = launches
     assert padded >= free and padded >= large > 100
+    assert padded_related > padded and free_related > free

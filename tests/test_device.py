@@ -83,7 +83,10 @@ def test_a_step_leaves_the_device_alone(meta, family, losses):
         masking = Masking(np.ones(99), np.arange(99), 4)
         batch = prepare_batch_mlm(sequences, masking, generator)
     micro_batches = cut_micro_batches(
-        [batch], Padding(0, free=recipe.padding_free), 40, causal or recipe.head_on_all_tokens
+        [batch],
+        Padding(0, free=recipe.padding_free, grouped=recipe.compares_sequences),
+        40,
+        causal or recipe.head_on_all_tokens,
     )
     data = RunData(None, GroupedBatchSampler(np.full(8, 16), batch_size=1), None, Padding(0), {})
     distiller = Distiller(recipe, student, teacher, data, World(meta), torch.float32, None)

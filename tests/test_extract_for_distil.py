@@ -9,7 +9,7 @@ from workspace import load_tokenizer, run, train
 from evaluation.layer_choice import n_trials, one_by_one, usual_lists
 from models.loading import load_config
 from models.student import BERT_LAYER, TEACHER_LAYERS, build_student
-from training.run_folder import read_metrics
+from training.metrics_files import read_metrics
 
 
 def extracted(workspace, path, *flags):

@@ -19,7 +19,8 @@ from dataset import PROGRESS, partial_folder, write_token_file
 from evaluation import scores, squad
 from models.loading import load_config
 from models.sentence_encoder import pooling_of, sentence_transformers_files
-from training.run_folder import PARAMETERS, load_parameters, read_metrics
+from training.metrics_files import read_metrics
+from training.run_folder import PARAMETERS, load_parameters
 from utils import InputError
 
 VALUES = [None, True, 0, -1, 1.5, float("inf"), float("nan"), "x", "", "512", "\ud800", [], {}, [[1]], ["a"], {"a": 1},

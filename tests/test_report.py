@@ -10,7 +10,7 @@ from test_scores import ROWS
 from workspace import run
 
 from files.atomic import append_json_lines
-from training.run_folder import METRICS, read_metrics
+from training.metrics_files import METRICS, read_metrics
 
 
 class Page(HTMLParser):

@@ -48,6 +48,13 @@ class Batch:
         return Batch(self.ids[places], self.labels[places], self.lengths[sequences])
 
 
+class Group(NamedTuple):
+    """Sequences of similar length among those of one row."""
+
+    positions: torch.Tensor  # (bs, seq_length) int64; in place of padding, that of the sequence's last token
+    attended: torch.Tensor  # (bs, seq_length) bool
+
+
 @dataclass
 class MicroBatch:
     """What goes through the models in one pass."""
@@ -58,17 +65,12 @@ class MicroBatch:
     row_positions: torch.Tensor  # (n_rows,) int64; the n_labels that have a label come first, in the order of `labels`
     labels: torch.Tensor  # (n_labels,) int64
     packing: Packing | None = None  # where it is one row that holds all sequences
+    groups: list[Group] | None = None  # of these, for what looks at sequences
 
     @property
     def label_positions(self) -> torch.Tensor:
         """(n_labels,) int64."""
         return self.row_positions[: len(self.labels)]
-
-    @property
-    def attended(self) -> torch.Tensor:
-        """(bs, seq_length) bool, what is no padding."""
-        mask = self.attention_mask
-        return torch.ones_like(self.input_ids, dtype=torch.bool) if mask is None else mask
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -83,6 +85,21 @@ class MicroBatch:
     def n_sequences(self) -> int:
         return len(self.input_ids) if self.packing is None else len(self.packing.ends) - 1
 
+    def by_sequence(self, *flat: torch.Tensor) -> Iterator[tuple[list[torch.Tensor], torch.Tensor | None]]:
+        """Its sequences side by side: all of them, or of packed ones a group of similar length at a time.
+
+        Args:
+            flat: (bs * seq_length, width) each.
+
+        Yields: (bs, seq_length, width) for each of these, and (bs, seq_length) bool, what is no padding; None: all is.
+        """
+        if self.groups is None:
+            yield [tensor.unflatten(0, self.input_ids.shape) for tensor in flat], self.attention_mask
+            return
+        for positions, attended in self.groups:
+            chosen = (tensor.index_select(0, positions.flatten()) for tensor in flat)
+            yield [tensor.unflatten(0, positions.shape) for tensor in chosen], attended
+
     def to(self, device: torch.device) -> "MicroBatch":
         """On the CPU nothing is copied; to a GPU the copy runs beside the computation, if pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -92,8 +109,10 @@ class MicroBatch:
 
     def _map(self, function) -> "MicroBatch":
         def mapped(part):
-            if isinstance(part, Packing):
-                return Packing(*map(mapped, part))
+            if isinstance(part, list):
+                return [mapped(each) for each in part]
+            if isinstance(part, Packing | Group):
+                return type(part)(*map(mapped, part))
             return function(part) if isinstance(part, torch.Tensor) else part
 
         return MicroBatch(*(mapped(getattr(self, field.name)) for field in fields(self)))
@@ -166,12 +185,14 @@ class Padding(NamedTuple):
         max_length: pad no further, since the models have no more positions.
         price: so many positions of padding are worth one micro-batch less.
         free: nothing is padded, and the sequences of a micro-batch lie one after the other.
+        grouped: then a loss still needs sequences side by side, so those of similar length form a `Group`.
     """
 
     pad_id: int
     max_length: int | None = None
     price: int = 0
     free: bool = False
+    grouped: bool = False
 
 
 def pad(batch: Batch, padding: Padding, head_on_all_tokens: bool) -> MicroBatch:
@@ -195,7 +216,7 @@ def pad(batch: Batch, padding: Padding, head_on_all_tokens: bool) -> MicroBatch:
     )
 
 
-def pack(batch: Batch, head_on_all_tokens: bool) -> MicroBatch:
+def pack(batch: Batch, padding: Padding, head_on_all_tokens: bool) -> MicroBatch:
     """A batch as one micro-batch without padding."""
     places = np.arange(len(batch.ids))
     ends = np.append(0, np.cumsum(batch.lengths))
@@ -203,7 +224,20 @@ def pack(batch: Batch, head_on_all_tokens: bool) -> MicroBatch:
     packing = Packing(
         torch.from_numpy(position_ids)[None], torch.from_numpy(ends).int(), int(batch.lengths.max(initial=0))
     )
-    return MicroBatch(torch.from_numpy(batch.ids)[None], None, *_positions(batch, places, head_on_all_tokens), packing)
+    groups = _groups(batch.lengths, padding.price) if padding.grouped else None
+    positions = _positions(batch, places, head_on_all_tokens)
+    return MicroBatch(torch.from_numpy(batch.ids)[None], None, *positions, packing, groups)
+
+
+def _groups(lengths: np.ndarray, price: int) -> list[Group]:
+    """The sequences of one row, cut by length as if each group were a micro-batch."""
+    ends, groups = np.cumsum(lengths)[:, None], []
+    for part in _parts_of_similar_length(lengths, sys.maxsize, price):
+        of_part = lengths[part, None]
+        places = np.arange(of_part.max())  # in a sequence
+        positions = ends[part] - of_part + np.minimum(places, of_part - 1)
+        groups.append(Group(torch.from_numpy(positions), torch.from_numpy(places < of_part)))
+    return groups
 
 
 def _positions(batch: Batch, positions: np.ndarray, head_on_all_tokens: bool) -> tuple[torch.Tensor, ...]:
@@ -236,7 +270,7 @@ def cut_micro_batches(
             parts = _parts_of_similar_length(together.lengths, tokens, padding.price)
         batches = [together.take(part) for part in parts]
     if padding.free:
-        return [pack(batch, head_on_all_tokens) for batch in batches]
+        return [pack(batch, padding, head_on_all_tokens) for batch in batches]
     return [pad(batch, padding, head_on_all_tokens) for batch in batches]
 
 

@@ -110,9 +110,6 @@ def why_padded(
     for config in configs:
         if not family_of(config).packs:
             return f"a {config.model_type} takes padded sequences only"
-    for flag in ("alpha_relation", "alpha_pooled"):
-        if getattr(args, flag):
-            return f"--{flag} compares sequences, and takes them padded"
     if args.compile:
         return "--compile takes padded sequences"
     faults = (kernel_fault(device, dtype, config.hidden_size // config.num_attention_heads) for config in configs)

@@ -11,8 +11,11 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tensorboardX.record_writer import register_writer_factory
 
+from files.json_reader import read_json_lines
+
 TRAINING_MASKS = "training_masks_"  # begins the names of held-out figures where words are masked as in training
 METRICS = "metrics.jsonl"
+RECORD = {"kind": str, "step": int, "tokens": int, ...: (float, None)}
 SCHEME = "patient"
 
 
@@ -92,3 +95,8 @@ class MetricsFiles:
     def close(self) -> None:
         self._records.close()
         self._tensorboard.close()
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The records of a metrics.jsonl. Raises: InputError if it is missing or no such file."""
+    return read_json_lines(path, RECORD, "give the dump_path of a run, or start it over with --force")

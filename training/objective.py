@@ -151,9 +151,7 @@ class Objective:
             loss = loss + cos
             parts["cos"] = cos.detach().double()
         if "relation" in weights:
-            heads, causal = self.relation_heads, self.student.family.causal
-            relation = relation_loss(s.vectors, t.vectors, heads, micro_batch.attention_mask, causal)
-            relation = weights["relation"] * relation
+            relation = weights["relation"] * self._relations(s.vectors, t.vectors, micro_batch)
             loss = loss + relation
             parts["relation"] = relation.detach().double()
         if "layers" in weights:
@@ -183,6 +181,17 @@ class Objective:
         self.center = torch.cat(vectors).mean(0)  # (dim of the teacher,)
 
     def _pool(self, hidden: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
-        """(bs * seq_length, dim) -> (bs, dim), as the teacher does it."""
-        states = at_least_float32(hidden).unflatten(0, micro_batch.input_ids.shape)
-        return self.teacher.pooling(states, micro_batch.attended)
+        """(bs * seq_length, dim) -> (number of sequences, dim), as the teacher does it."""
+        groups = micro_batch.by_sequence(at_least_float32(hidden))
+        return torch.cat([self.teacher.pooling(states, attended) for (states,), attended in groups])
+
+    def _relations(
+        self, s_vectors: tuple[torch.Tensor, ...], t_vectors: tuple[torch.Tensor, ...], micro_batch: MicroBatch
+    ) -> torch.Tensor:
+        """The relation loss of queries, keys and values, (1 or bs, seq_length, width) each."""
+        loss = torch.zeros((), device=self.device)
+        flat = (vectors.flatten(0, 1) for vectors in (*s_vectors, *t_vectors))
+        for vectors, attended in micro_batch.by_sequence(*flat):
+            s, t = vectors[: len(KINDS)], vectors[len(KINDS) :]
+            loss = loss + relation_loss(s, t, self.relation_heads, attended, self.student.family.causal)
+        return loss

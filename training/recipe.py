@@ -91,6 +91,11 @@ class Recipe:
         return self.uses_teacher and not self.uses_logits
 
     @property
+    def compares_sequences(self) -> bool:
+        """Whether a loss looks at whole sequences, and not only at tokens."""
+        return self.alpha_relation > 0 or self.alpha_pooled > 0
+
+    @property
     def head_on_all_tokens(self) -> bool:
         """Whether a loss needs the logits of every attended token, not only of those with a label."""
         return self.uses_teacher_logits and not self.restrict_ce_to_mask

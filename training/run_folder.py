@@ -30,19 +30,18 @@ from files.atomic import (
     unfinished,
     write_json,
 )
-from files.json_reader import read_json, read_json_lines
+from files.json_reader import read_json
 from files.paths import check_output_folder
 from models.loading import save_weights
 from models.sentence_encoder import DENSE_FILE, DENSE_FOLDER, dense_file
 from training import model_card
 from training.checkpoint import load_newest, save_checkpoint, steps_of
-from training.metrics_files import METRICS, MetricsFiles
+from training.metrics_files import METRICS, MetricsFiles, read_metrics
 from utils import InputError, RunError, logger, reason_of
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 PARAMETERS = "parameters.json"  # a folder that holds it is a run's output
 FIRST_CHECKPOINT = "first_checkpoint"  # in it: the step of the first checkpoint, from then on
-RECORD = {"kind": str, "step": int, "tokens": int, ...: (float, None)}  # of METRICS
 TEXT, TEXTS = (str, None), ([str], None)
 FLAGS = {  # in PARAMETERS, of those that others ask for
     "command": str, "data_file": [str], "valid_data_file": TEXTS, "valid_share": float, "teacher_name": TEXT,
@@ -176,11 +175,6 @@ class RunFolder:
     def close(self) -> None:
         self.metrics.close()
         os.close(self._lock)
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The records of a metrics.jsonl. Raises: InputError if it is missing or no such file."""
-    return read_json_lines(path, RECORD, "give the dump_path of a run, or start it over with --force")
 
 
 # ------------------------------------------------------------------------------------------ before a run: what is there
