@@ -114,11 +114,11 @@ def test_a_kernel_that_fails_or_errs_is_told(monkeypatch):
 
 
 def test_a_run_without_padding_repeats_and_is_not_continued_with_it(workspace, tmp_path, capsys):
-    dropout = ["--dropout", 0.1, "--attention_dropout", 0.1, "--n_epoch", 2]
+    dropout = ["--dropout", 0.1, "--attention_dropout", 0.1, "--n_epoch", 1]
     train(workspace, tmp_path / "run", "--padding_free", *dropout)
-    first = (tmp_path / "run" / "model_epoch_1.pth").read_bytes()
+    first = (tmp_path / "run" / "model_epoch_0.pth").read_bytes()
     train(workspace, tmp_path / "run", "--padding_free", *dropout, "--force")
-    assert (tmp_path / "run" / "model_epoch_1.pth").read_bytes() == first
+    assert (tmp_path / "run" / "model_epoch_0.pth").read_bytes() == first
     train(workspace, tmp_path / "run", "--no-padding_free", *dropout, "--resume", expect=2)
     assert "--padding_free (True then, False now)" in capsys.readouterr().err
 
