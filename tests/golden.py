@@ -55,6 +55,7 @@ CASES = {name: (name, NEXT_WORDS if family_of(config).causal else TYPED, {}) for
     ),
     "layers alone": ("modernbert", replace(TYPED, alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0, alpha_layers=1.0), {}),
     "encoder": ("bert", replace(TYPED, alpha_ce=0.0, alpha_mlm=0.0, alpha_relation=1.0), {}),
+    "pooled vectors": ("bert", replace(TYPED, alpha_ce=0.0, alpha_mlm=0.0, alpha_pooled=1.0), {}),
     "without a teacher": ("bert", replace(TYPED, alpha_ce=0.0, alpha_cos=0.0), {}),
     "a batch by tokens": ("bert", replace(TYPED, tokens_per_batch=96), {}),
 }
@@ -83,6 +84,8 @@ def losses_of(family: str, recipe: Recipe, changes: dict) -> list[dict[str, floa
     )
     distiller = Distiller(recipe, student, teacher, data, World(torch.device("cpu")), torch.float64, None)
     draw_weights(distiller.objective.widening.double(), 2)
+    if recipe.alpha_pooled:
+        distiller.objective.find_center(data.some(5, recipe))
     norms = []
 
     def note_norm(*_) -> None:
