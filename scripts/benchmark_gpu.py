@@ -143,7 +143,7 @@ def kernels_of(work: Callable[[], object], device: torch.device) -> list[tuple[s
 
 def recipes(setup: Setup) -> Iterator[str]:
     """The recipe as people type it, and what its flags and the price of a micro-batch change."""
-    masked = {"restrict_ce_to_mask": True}
+    masked, related = {"restrict_ce_to_mask": True}, {"alpha_relation": 1.0}
     large = f"--tokens_per_batch {setup.size.tokens}"
     padded, unfused = {"padding_free": False}, {"gradient_kernel": lambda device: None}
     prices = (0, setup.price // 2, 2 * setup.price)
@@ -155,6 +155,8 @@ def recipes(setup: Setup) -> Iterator[str]:
         (large, setup.large, {}, {}),
         (f"{large}, without the kernel", setup.large, {}, unfused),
         ("as typed, --restrict_ce_to_mask", replace(setup.typed, **masked), {}, {}),
+        ("as typed, --alpha_relation 1", replace(setup.typed, **related), {}, {}),
+        ("the same, padded", replace(setup.typed, **related, **padded), {}, {}),
         (f"{large} --restrict_ce_to_mask", replace(setup.large, **masked), {}, {}),
     ]
     rows = []

@@ -212,7 +212,7 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
         "--padding_free",
         action=SWITCH,
         help="put the sequences of a micro-batch one after the other instead of padding them (default: on a GPU, if "
-        "the models and losses allow it; slow on a CPU)",
+        "the models allow it; slow on a CPU)",
     )
     add(
         "--compile",
