@@ -73,7 +73,7 @@ student chosen_blend chosen "${focused[@]}" "${blend[@]}"
 student chosen_blend_no_mlm chosen "${focused[@]}" "${blend[@]}" --alpha_mlm 0
 student more_text students/chosen_blend_no_mlm "${focused[@]}" "${blend[@]}" --alpha_mlm 0 \
     --data_file "$folder/others.start_teacher.pickle" --leave_out "$folder/others.overlap.json"
-student all_layers chosen "${focused[@]}" "${blend[@]}" --alpha_mlm 0 --alpha_layers 10
+student all_layers chosen --alpha_ce 0 --alpha_mlm 0 --alpha_cos 0 --alpha_layers 1
 student chosen chosen
 student both chosen --alpha_relation 1
 # Two of them also with the help of the fine-tuned teacher's predictions, and two with that of all its hidden states.
