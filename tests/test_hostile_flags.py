@@ -25,7 +25,7 @@ from training.batches import StepCounts
 
 OTHER_NAMES = {"extract", "extract_distilbert"}  # of extract_for_distil
 SCRIPTS = sorted({path.stem for path in (ROOT / "scripts").glob("*.py")} - OTHER_NAMES)
-NUMBERS = ["0", "-1", "2.5", "99999999999999999999", "1e308", "1e-320", "nan", "-inf", "", "x", "1" * 5000]
+NUMBERS = ["0", "-1", "1", "2.5", "99999999999999999999", "1e308", "1e-320", "nan", "-inf", "", "x", "1" * 5000]
 ODD_NAMES = ["", " ", "..", "/dev/null", "/dev/zero", "/proc/self/mem", "-", "[", "a\0b",
              "x" * 300, "x/" * 3000, "no/such/file", "org/model:x", "ünïcode 名", "\udc80", "{folder}", "{empty}",
              "{garbage}", "{garbage}/inside", "{dangling}", "{fifo}", "{loop}", "{pdf}", "{readonly}"]  # fmt: skip

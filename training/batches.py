@@ -65,7 +65,7 @@ class MicroBatch:
     row_positions: torch.Tensor  # (n_rows,) int64; the n_labels that have a label come first, in the order of `labels`
     labels: torch.Tensor  # (n_labels,) int64
     packing: Packing | None = None  # where it is one row that holds all sequences
-    groups: list[Group] | None = None  # of these, for what looks at sequences
+    groups: list[Group] | None = None  # of these, if a loss looks at sequences (see `Padding.grouped`)
 
     @property
     def label_positions(self) -> torch.Tensor:
@@ -93,7 +93,7 @@ class MicroBatch:
 
         Yields: (bs, seq_length, width) for each of these, and (bs, seq_length) bool, what is no padding; None: all is.
         """
-        if self.groups is None:
+        if self.packing is None:
             yield [tensor.unflatten(0, self.input_ids.shape) for tensor in flat], self.attention_mask
             return
         for positions, attended in self.groups:
