@@ -58,7 +58,7 @@ def test_the_whole_road(name, workspace, gpt2_tokenizer, tmp_path):
         tmp_path / "init.pth")  # fmt: skip
     flags = flags_of(workspace, data_file=text, token_counts=tmp_path / "counts.pickle", teacher_name=teacher,
                      from_pretrained_weights=tmp_path / "init.pth", from_pretrained_config=tmp_path / "init.json",
-                     n_epoch=1, batch_size=16, gradient_accumulation_steps=1, learning_rate=3e-3, alpha_relation=0.5,
+                     n_epoch=1, batch_size=8, gradient_accumulation_steps=1, learning_rate=3e-3, alpha_relation=0.5,
                      dropout=0, attention_dropout=0, dump_path=tmp_path / "run")  # fmt: skip
     assert train.main([*flags, "--teacher_type", name]) == 0
 

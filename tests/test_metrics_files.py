@@ -12,7 +12,8 @@ from training.checkpoint import steps_of
 @pytest.mark.parametrize("mode", ["stop", "continue"])
 def test_a_full_disk_stops_the_run_or_its_checkpoints(workspace, tmp_path, capsys, monkeypatch, mode):
     """The disk is full while steps 4 to 9 are done."""
-    train(workspace, tmp_path / "whole")
+    small_steps = ["--gradient_accumulation_steps", 2]
+    train(workspace, tmp_path / "whole", *small_steps)
     now, is_made_room = [0], False
     step, save = distiller.Distiller.step, torch.save
 
@@ -49,7 +50,7 @@ def test_a_full_disk_stops_the_run_or_its_checkpoints(workspace, tmp_path, capsy
     monkeypatch.setattr(distiller.Distiller, "step", note_step)
     monkeypatch.setattr(torch, "save", save_if_there_is_room)
     folder = tmp_path / "run"
-    flags = ["--checkpoint_interval", 2, "--on_full_disk", mode]
+    flags = [*small_steps, "--checkpoint_interval", 2, "--on_full_disk", mode]
     capsys.readouterr()
     train(workspace, folder, *flags, expect=1 if mode == "stop" else 0)
     error = capsys.readouterr().err

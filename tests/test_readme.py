@@ -29,12 +29,13 @@ SMALLER = {  # sizes that would take minutes
     "--tasks CoLA STS-B RTE": "--tasks CoLA --seeds 1",
     "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
     "demo.py --models bert-base-uncased": "demo.py --cdn --models",
-    "benchmark_inference.py": "benchmark_inference.py --forms float32 onnx --max_examples 4 --turns 1",
+    "benchmark_inference.py": "benchmark_inference.py --forms float32 --max_examples 4 --turns 1",
     "ablation.py": "ablation.py --rows all no_ce",
-    "--kills 20": "--kills 2",
+    "--kills 20": "--kills 1",
     "--dump_path serialization_dir/my_first_distillation": "--n_epoch 1 --dump_path "
     "serialization_dir/my_first_distillation",
-    "benchmark_training.py": "benchmark_training.py --cases tiny",
+    "--dump_path serialization_dir/two_texts": "--n_epoch 1 --dump_path serialization_dir/two_texts",
+    "benchmark_training.py --rounds 3": "benchmark_training.py --rounds 1 --cases tiny",
     "benchmark_scaling.py --processes 1 2": "benchmark_scaling.py --processes 1 --tiny",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
     "--growth_megabytes 100 1000 --set_up_sequences 50000000": "--growth_megabytes 1 --open_sequences 3000 "

@@ -36,7 +36,7 @@ def make_workspace(folder: Path) -> None:
     import train_vocabulary
     from transformers import BertConfig, BertForMaskedLM
 
-    (folder / "dump.txt").write_text(make_text(300))
+    (folder / "dump.txt").write_text(make_text(170))
     teacher = str(folder / "bert-base-uncased")
     text = ("--file_path", folder / "dump.txt")
     run(train_vocabulary, *text, "--vocab_size", 160, "--output", teacher, "--max_length", 64)
