@@ -41,10 +41,10 @@ def add_augmentation_flags(group, default_model: str) -> None:
         type=integer(0, 1000),
         default=0,
         metavar="N",
-        help="also follow the teacher on N copies of each example, in which a masked language model has rewritten "
-        "words (%(default)s)",
+        help="also learn from N copies of each example in which a masked language model has rewritten words "
+        "(%(default)s)",
     )
-    group.add_argument("--augment_with", type=path, help=f"hub name or folder of that model (default: {default_model})")
+    group.add_argument("--augment_with", type=path, help=f"its hub name or folder (default: {default_model})")
 
 
 class Word(NamedTuple):

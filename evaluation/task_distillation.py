@@ -60,13 +60,13 @@ def add_distillation_flags(group) -> None:
         "--alpha_ce",
         type=real(0, 1),
         default=Distillation.alpha_ce,
-        help="weight of following the teacher's predictions; the labels have the rest (%(default)s)",
+        help="weight of the teacher's predictions; the labels have the rest (%(default)s)",
     )
     group.add_argument(
         "--temperature",
         type=real(0.01, 1000),
         default=Distillation.temperature,
-        help="of both softmaxes then (%(default)s)",
+        help="temperature of both softmaxes in the KL to these predictions (%(default)s)",
     )
     add_layer_flags(group, Distillation.layer_epochs)
 
@@ -77,19 +77,19 @@ def add_layer_flags(group, n_epoch: int) -> None:
         "--layer_epochs",
         type=integer(0, 1000),
         default=n_epoch,
-        help="epochs in which all hidden states follow the teacher's, before the predictions do (%(default)s)",
+        help="epochs of following all the teacher's hidden states, before its predictions (%(default)s)",
     )
     group.add_argument(
         "--layer_rate",
         type=real(0, 1, low_allowed=False),
         default=Distillation.layer_rate,
-        help="peak rate of these (%(default)s)",
+        help="peak learning rate of these epochs (%(default)s)",
     )
     group.add_argument(
         "--alpha_relation",
         type=real(0, 1e6),
         default=Distillation.alpha_relation,
-        help="weight, then, of the relations between tokens in each layer (%(default)s)",
+        help="weight of the relations between tokens in each layer, in these epochs (%(default)s)",
     )
 
 

@@ -74,20 +74,26 @@ ROWS = {
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--output_dir", type=path, required=True, help="folder for all the students, scores and table")
-    add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
-    add("--data_dir", type=path, help="of run_glue.py: folder with a folder for each task (the hub)")
+    add("--output_dir", type=path, required=True, help="folder for the students, their scores, and the table")
+    add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="students to train (default: all)")
+    add("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
     add(
         "--tasks", nargs="+", choices=[*TASKS, run_glue.NONE], default=["CoLA", "SST-2", "STS-B", "RTE"],
-        help="of run_glue.py (CoLA SST-2 STS-B RTE)",
+        help="tasks to score the students on (CoLA SST-2 STS-B RTE)",
     )  # fmt: skip
-    add("--seeds", type=integer(0, 2**31 - 1), nargs="+", default=[1, 2, 3], help="(1 2 3)")
-    add("--max_train_examples", type=integer(1, 1 << 40), help="of run_glue.py")
+    add(
+        "--seeds",
+        type=integer(0, 2**31 - 1),
+        nargs="+",
+        default=[1, 2, 3],
+        help="of the fine-tuning; the median counts (1 2 3)",
+    )
+    add("--max_train_examples", type=integer(1, 1 << 40), help="fine-tune on the first examples only")
     add(
         "--task_learning_rate",
         type=real(0, 1, low_allowed=False),
         default=run_glue.Settings.learning_rate,
-        help="--learning_rate of run_glue.py (%(default)s)",
+        help="peak learning rate of the fine-tuning (%(default)s)",
     )
     add("training", nargs="+", metavar="-- FLAGS", help="flags of train.py, after --")
     return parser

@@ -53,20 +53,31 @@ PARAGRAPHS = 5  # of a document
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--file_path", type=path, default="data/dump.txt", help="text, one sequence a line (%(default)s)")
-    add("--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="(%(default)s)")
-    add("--turns", type=integer(1, 1000), default=3, help="of each rate; the median counts (%(default)s)")
+    add("--file_path", type=path, default="data/dump.txt", help="text, one sequence per line (%(default)s)")
+    add(
+        "--tokenizer_name",
+        "--bert_tokenizer",
+        type=path,
+        default="bert-base-uncased",
+        help="hub name or folder (%(default)s)",
+    )
+    add("--turns", type=integer(1, 1000), default=3, help="measurements of each rate; the median counts (%(default)s)")
     add(
         "--growth_megabytes",
         type=integer(1, 1 << 20),
         nargs="*",
         default=[20],
-        help="sizes of text to prepare, step by step (%(default)s)",
+        help="sizes of text, in MB, to prepare step by step (%(default)s)",
     )
-    add("--open_sequences", type=integer(1), default=300_000, help="of the file to open (%(default)s)")
-    add("--set_up_sequences", type=integer(1), default=1_000_000, help="of the file to index (%(default)s)")
-    add("--set_up_tokens", type=integer(12, 512), default=108, help="its longest; the shortest have 12 (%(default)s)")
-    add("--work_dir", type=path, default="work", help="for temporary files (%(default)s)")
+    add("--open_sequences", type=integer(1), default=300_000, help="sequences of the file to open (%(default)s)")
+    add("--set_up_sequences", type=integer(1), default=1_000_000, help="sequences of the file to index (%(default)s)")
+    add(
+        "--set_up_tokens",
+        type=integer(12, 512),
+        default=108,
+        help="tokens of its longest sequence; the shortest have 12 (%(default)s)",
+    )
+    add("--work_dir", type=path, default="work", help="folder for temporary files (%(default)s)")
     return parser
 
 

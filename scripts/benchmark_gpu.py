@@ -322,10 +322,10 @@ def usual_output(device: torch.device) -> Path:
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(all of them)")
-    add("--output", type=path, help="the file to write (results/speed/<card>.md)")
-    add("--tiny", action="store_true", help="a size for trying it, also on a CPU")
-    add("--count", action="store_true", help="count launches and bytes of a step, without a GPU")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)")
+    add("--output", type=path, help="file to write (default: results/speed/<card>.md)")
+    add("--tiny", action="store_true", help="a small size, to try it, also on a CPU")
+    add("--count", action="store_true", help="only count launches and bytes of a step, which needs no GPU")
     return parser
 
 

@@ -81,17 +81,17 @@ class Form:
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--models", type=path, nargs="+", required=True, help="hub names or folders; the first is what counts as 1x")
-    add("--tokenizer_name", type=path, help="of all models (default: each model's own)")
-    add("--task", choices=list(TASKS), default="STS-B", help="whose development set is read (%(default)s)")
+    add("--models", type=path, nargs="+", required=True, help="hub names or folders; the first counts as 1x")
+    add("--tokenizer_name", type=path, help="tokenizer of all models (default: each model's own)")
+    add("--task", choices=list(TASKS), default="STS-B", help="task whose development set to read (%(default)s)")
     add("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
-    add("--max_examples", type=integer(1, 1 << 40), help="only the first ones of it")
-    add("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="default: all")
-    add("--batch_sizes", type=integer(1, 1 << 20), nargs="+", default=[1, 32], help="texts at a time (1 32)")
-    add("--turns", type=integer(1, 1000), default=3, help="of each form (%(default)s)")
-    add("--n_threads", type=integer(1, 1 << 12), help="of the CPU (default: one a core)")
+    add("--max_examples", type=integer(1, 1 << 40), help="read only the first examples")
+    add("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="forms to time (default: all)")
+    add("--batch_sizes", type=integer(1, 1 << 20), nargs="+", default=[1, 32], help="texts per batch (1 32)")
+    add("--turns", type=integer(1, 1000), default=3, help="timings of each form; the median counts (%(default)s)")
+    add("--n_threads", type=integer(1, 1 << 12), help="threads on the CPU (default: one per core)")
     add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
-    add("--output", type=path, help="file to write the tables to as well (Markdown)")
+    add("--output", type=path, help="Markdown file to write the tables to as well")
     return parser
 
 

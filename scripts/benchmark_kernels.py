@@ -195,7 +195,7 @@ def back_and_forth(form: Callable[[], torch.Tensor]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a size for trying it, also on a CPU")
+    parser.add_argument("--tiny", action="store_true", help="a small size, to try it, also on a CPU")
     return parser
 
 

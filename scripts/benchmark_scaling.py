@@ -45,8 +45,8 @@ WAITS = {"slowest": "waits for the slowest", "gradients": "exchange of gradients
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--processes", type=integer(1, 1 << 12), nargs="+", default=[1, 2], help="numbers of them to try (1 2)")
-    add("--n_steps", type=integer(1, 10_000), help="timed of each (default: 4; 20 on a GPU)")
+    add("--processes", type=integer(1, 1 << 12), nargs="+", default=[1, 2], help="numbers of them to compare (1 2)")
+    add("--n_steps", type=integer(1, 10_000), help="steps to time (default: 4; 20 on a GPU)")
     add("--tiny", action="store_true", help="small models and steps, to see that it works")
     add("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
     return parser

@@ -312,14 +312,14 @@ def table(results: dict[str, tuple[list[float], int]], tokens: int, flops: float
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--cases", nargs="+", choices=CASES, help="default: batch_5, large and small; on a GPU gpu_...")
-    add("--rounds", type=integer(1, 10_000), default=3, help="steps of each way, in turns (%(default)s)")
-    add("--techniques", action="store_true", help="also ours without each of its techniques")
-    add("--relations", action="store_true", help="also ours with --alpha_relation 1")
-    add("--compile", action="store_true", help="also ours with torch.compile")
+    add("--cases", nargs="+", choices=CASES, help="cases to time (default: batch_5, large, small; on a GPU gpu_...)")
+    add("--rounds", type=integer(1, 10_000), default=3, help="steps to time, in turns (%(default)s)")
+    add("--techniques", action="store_true", help="also time our step without each of its techniques")
+    add("--relations", action="store_true", help="also time our step with --alpha_relation 1")
+    add("--compile", action="store_true", help="also time our step with torch.compile")
     precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--bf16", action="store_true", help="default where it is native")
-    precision.add_argument("--fp32", action="store_true", help="default elsewhere")
+    precision.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default where it is native)")
+    precision.add_argument("--fp32", action="store_true", help="compute in float32 (default elsewhere)")
     add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
     return parser
 

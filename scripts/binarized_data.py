@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=path,
         nargs="+",
         default=["data/dump.txt"],
-        help="text files or globs, also compressed with gzip, bzip2 or xz; -: standard input (default: data/dump.txt)",
+        help="text files or globs, also compressed (gzip, bzip2, xz); - for standard input (data/dump.txt)",
     )
     add(
         "--tokenizer_name",
@@ -55,17 +55,17 @@ def make_parser() -> argparse.ArgumentParser:
         default="bert-base-uncased",
         help="hub name or folder (%(default)s)",
     )
-    add("--tokenizer_type", help="accepted for old command lines; not needed")
-    add("--dump_file", type=path, default="data/binarized_text", help="start of the output's name (%(default)s)")
-    add("--resume", action="store_true", help="continue where an earlier run was interrupted; do nothing if it was not")
+    add("--tokenizer_type", help="ignored; accepted for old command lines")
+    add("--dump_file", type=path, default="data/binarized_text", help="beginning of the output's name (%(default)s)")
+    add("--resume", action="store_true", help="continue an interrupted run; do nothing if it was finished")
     add(
         "--encoding_errors",
         choices=("replace", "strict"),
         default="replace",
-        help="a line that is not UTF-8 is repaired, with a warning, or ends the program (%(default)s)",
+        help="repair lines that are not UTF-8, with a warning, or stop at one (%(default)s)",
     )
-    add("--num_shards", type=integer(1, 99_999), help="processes that divide the text (default: as torchrun says)")
-    add("--shard_id", type=integer(0, 99_999), help="number of this one, from 0 (default: as torchrun says)")
+    add("--num_shards", type=integer(1, 99_999), help="processes that share the text (default: from torchrun)")
+    add("--shard_id", type=integer(0, 99_999), help="number of this process, from 0 (default: from torchrun)")
     add("--local_rank", "--local-rank", type=integer(-1, 1 << 20), help="set by launchers")
     return parser
 

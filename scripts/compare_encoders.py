@@ -99,13 +99,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--models", type=path, nargs="+", required=True, help="hub names or folders, the teacher first")
     add("--squad_file", type=path, required=True, help="questions and paragraphs in the format of SQuAD 1.1")
     add("--data_dir", type=path, help="folder with STS-B/dev.tsv (default: without STS-B)")
-    add("--int8", action="store_true", help="also each model exported to int8")
-    add("--widths", type=integer(1, 1 << 16), nargs="+", default=[], help="also nDCG@10 of the first entries alone")
-    add("--max_length", type=integer(8, 1 << 20), default=512, help="tokens of a text that are read (%(default)s)")
-    add("--show", type=integer(0, 1000), default=0, metavar="N", help="also what the models find for N questions")
-    add("--turns", type=integer(1, 1000), default=3, help="of the time measurement (%(default)s)")
+    add("--int8", action="store_true", help="also compare each model exported to int8")
+    add("--widths", type=integer(1, 1 << 16), nargs="+", default=[], help="also nDCG@10 of only the first entries")
+    add("--max_length", type=integer(8, 1 << 20), default=512, help="tokens to read of a text, at most (%(default)s)")
+    add("--show", type=integer(0, 1000), default=0, metavar="N", help="also show what the models find for N questions")
+    add("--turns", type=integer(1, 1000), default=3, help="timings of each model; the median counts (%(default)s)")
     add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
-    add("--output", type=path, help="file to write the table to as well (Markdown)")
+    add("--output", type=path, help="Markdown file to write the table to as well")
     return parser
 
 

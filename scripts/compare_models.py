@@ -43,23 +43,19 @@ from utils import InputError, integer, logger, path, real
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--teacher", type=path, required=True, help="hub name or folder")
+    add("--teacher", type=path, required=True, help="the teacher: hub name or folder")
     add("--models", type=path, nargs="+", required=True, help="the others: hub names or folders, such as a dump_path")
-    add("--data_file", type=path, nargs="+", help="binarized text that they were trained on")
-    add("--valid_data_file", type=path, nargs="+", help="binarized text to evaluate on, instead")
-    add("--valid_share", type=real(0, 1, low_allowed=False), default=0.01, help="as of train.py (%(default)s)")
-    add("--token_counts", type=path, help="counts to mask rare words more often by, as in training")
-    add("--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="how much more often (%(default)s)")
-    add(
-        "--data_dir",
-        type=path,
-        help="folder with STS-B/dev.tsv: also how well hidden states rank its pairs, without fine-tuning",
-    )
-    add("--tokenizer_name", type=path, help="default: the teacher's")
-    add("--turns", type=integer(1, 1000), default=5, help="of the time measurement (%(default)s)")
+    add("--data_file", type=path, nargs="+", help="binarized text that they were trained on; a share of it is held out")
+    add("--valid_data_file", type=path, nargs="+", help="binarized text to evaluate on instead")
+    add("--valid_share", type=real(0, 1, low_allowed=False), default=0.01, help="share that was held out (%(default)s)")
+    add("--token_counts", type=path, help="token counts, to mask rare words more often, as in training")
+    add("--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="as in training (%(default)s)")
+    add("--data_dir", type=path, help="folder with STS-B/dev.tsv, to see how well hidden states rank its pairs")
+    add("--tokenizer_name", type=path, help="tokenizer (default: the teacher's)")
+    add("--turns", type=integer(1, 1000), default=5, help="timings of each model; the median counts (%(default)s)")
     add_precision_flags(parser)
     add("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
-    add("--output", type=path, help="file to write the same to as well (Markdown)")
+    add("--output", type=path, help="Markdown file to write the tables to as well")
     return parser
 
 

@@ -50,19 +50,24 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data_file", type=path, nargs="+", required=True, help="binarized files or globs")
     add("--tokenizer_name", "--bert_tokenizer", type=path, help="hub name or folder (default: the teacher's)")
-    add("--teacher_name", "--bert_model", type=path, help="hub name or folder")
-    add("--token_counts", type=path, help="counts (scripts/token_counts.py) to hold against the text")
+    add("--teacher_name", "--bert_model", type=path, help="teacher: hub name or folder")
+    add("--token_counts", type=path, help="token counts to check against the text (from scripts/token_counts.py)")
     add(
         "--max_length",
         type=integer(MIN_LENGTH, 1 << 20),
         help="longest sequence, in tokens (default: the teacher's, else 512)",
     )
-    add("--against", type=path, nargs="+", help="evaluation sets (TSV, JSON, JSON lines, text): files or globs")
-    add("--ngram", type=integer(2, 1000), default=NGRAM, help="length of the runs of words, in words (%(default)s)")
-    add("--overlap_file", type=path, help="JSON file to list the sequences in that hold one")
-    add("--n_examples", type=integer(0), default=3, help="sequences to show (%(default)s)")
-    add("--seed", type=integer(0, 2**63 - 1), default=0, help="of the choice of examples (%(default)s)")
-    add("--plot", type=path, help="PNG, PDF or SVG to draw lengths and frequencies to")
+    add(
+        "--against",
+        type=path,
+        nargs="+",
+        help="evaluation sets to look for (TSV, JSON, JSON lines, text): files or globs",
+    )
+    add("--ngram", type=integer(2, 1000), default=NGRAM, help="words in a row that count as shared (%(default)s)")
+    add("--overlap_file", type=path, help="JSON file to write, which lists the sequences that share words")
+    add("--n_examples", type=integer(0), default=3, help="number of sequences to show (%(default)s)")
+    add("--seed", type=integer(0, 2**63 - 1), default=0, help="random seed of the sequences to show (%(default)s)")
+    add("--plot", type=path, help="PNG, PDF, or SVG file to plot lengths and frequencies to")
     return parser
 
 

@@ -43,9 +43,13 @@ NPM_SECONDS = 300
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--models", type=path, nargs="+", required=True, help="hub names or folders, with the same head; the first two")
-    add("--output_dir", type=path, required=True, help="new folder for the page and all that it needs")
-    add("--cdn", action="store_true", help="load the library from a CDN: a smaller folder, which needs a network")
+    add("--models", type=path, nargs="+", required=True, help="two hub names or folders of models with the same head")
+    add("--output_dir", type=path, required=True, help="new folder for the page and everything it needs")
+    add(
+        "--cdn",
+        action="store_true",
+        help="load the library from a CDN: a smaller folder, but the page needs a network",
+    )
     return parser
 
 

@@ -39,15 +39,15 @@ TEXTS = [("A model is exported, and then it is asked the same questions as befor
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--model", type=path, required=True, help="hub name or folder, as a dump_path")
-    parser.add_argument("--tokenizer_name", type=path, help="default: the model's")
+    parser.add_argument("--model", type=path, required=True, help="hub name or folder, such as a dump_path")
+    parser.add_argument("--tokenizer_name", type=path, help="tokenizer (default: the model's)")
     parser.add_argument(
         "--encoder",
         action="store_true",
-        help="leave out the head: last hidden states and, of a sentence encoder, a vector for each text",
+        help="leave out the head, and return the last hidden states and, for a sentence encoder, a vector per text",
     )
-    parser.add_argument("--fp16", action="store_true", help=f"also {FLOAT16}, for GPUs and WebGPU")
-    parser.add_argument("--output_dir", type=path, help="default: the folder onnx in that of the model")
+    parser.add_argument("--fp16", action="store_true", help=f"also write {FLOAT16}, for GPUs and WebGPU")
+    parser.add_argument("--output_dir", type=path, help="folder to write (default: onnx in the folder of the model)")
     return parser
 
 

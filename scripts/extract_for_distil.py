@@ -53,31 +53,33 @@ def make_parser() -> argparse.ArgumentParser:
         default="bert-base-uncased",
         help="the teacher: hub name or folder (%(default)s)",
     )
-    add("--model_type", choices=FAMILIES, help="its family; only checked against the model")
+    add("--model_type", choices=FAMILIES, help="family of the teacher; only checked")
     add("--dump_checkpoint", type=path, default="serialization_dir/init.pth", help="file to write (%(default)s)")
-    add("--vocab_transform", action="store_true", help="take the layer before the vocabulary projection too (advised)")
-    add("--layers", type=integer(0, 1000), nargs="+", help="which layers, counted from 0, lowest first")
     add(
-        "--save_model",
-        type=path,
-        help="new folder for the student as a whole model, not trained yet, as from_pretrained reads it",
+        "--vocab_transform",
+        action="store_true",
+        help="also take the layer before the vocabulary projection (recommended)",
     )
-    add("--tokenizer_name", type=path, help="for --save_model and --data_file (default: the teacher's)")
-    add("--student_type", choices=FAMILIES, help="default: distilbert for a bert, else the teacher's")
+    add("--layers", type=integer(0, 1000), nargs="+", help="layers to take, counted from 0, lowest first")
+    add("--save_model", type=path, help="new folder for the untrained student as a whole model, for from_pretrained")
+    add("--tokenizer_name", type=path, help="tokenizer for --save_model and --data_file (default: the teacher's)")
+    add("--student_type", choices=FAMILIES, help="its family (default: the teacher's; for a bert distilbert)")
 
     group = parser.add_argument_group("choice of layers")
     group.add_argument(
-        "--choose_layers", action="store_true", help="try lists of layers on --data_file, print a table, take the best"
+        "--choose_layers",
+        action="store_true",
+        help="try lists of layers on --data_file, print a table, and take the best",
     )
     group.add_argument("--data_file", type=path, nargs="+", help="binarized text (scripts/binarized_data.py)")
     group.add_argument(
-        "--n_layers", type=integer(1, 1000), help="how many the student should have (default: half the teacher's)"
+        "--n_layers", type=integer(1, 1000), help="number of layers of the student (default: half the teacher's)"
     )
     group.add_argument(
         "--n_sequences",
         type=integer(1),
         default=100,
-        help="how many of the text's sequences, evenly spread; the more, the surer and the slower (%(default)s)",
+        help="number of sequences to try them on, evenly spread; more are slower and more reliable (%(default)s)",
     )
     add_precision_flags(group)
     group.add_argument("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")

@@ -23,10 +23,10 @@ from utils import InputError, integer, path, words
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
+    add("--models", type=path, nargs="+", required=True, help="hub names or folders, such as a dump_path")
     add("--text", type=words, required=True, help="a sentence with one [MASK]")
-    add("--tokenizer_name", type=path, help="default: each model's own")
-    add("--top", type=integer(1, 100), default=5, help="guesses to show (%(default)s)")
+    add("--tokenizer_name", type=path, help="tokenizer of all models (default: each model's own)")
+    add("--top", type=integer(1, 100), default=5, help="number of guesses to show (%(default)s)")
     return parser
 
 

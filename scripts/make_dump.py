@@ -49,33 +49,33 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--source", type=path, nargs="+", metavar="PATH", help="files and folders, searched to the bottom"
+        "--source", type=path, nargs="+", metavar="PATH", help="files, and folders that are searched recursively"
     )
-    source.add_argument("--dataset", type=path, help="name of a data set of the hub, or a local folder of one")
+    source.add_argument("--dataset", type=path, help="data set: name on the hub or local folder")
     source.add_argument("--documentation", action="store_true", help="docstrings and manuals on this machine")
     add("--dump_file", type=path, default="data/dump.txt", help="file to write (%(default)s)")
     add("--dataset_config", help="configuration of the data set")
-    add("--split", default="train", help="part of the data set (%(default)s)")
-    add("--text_column", default="text", help="in JSON, Parquet and data sets (%(default)s)")
+    add("--split", default="train", help="split of the data set (%(default)s)")
+    add("--text_column", default="text", help="column of the text, in JSON, Parquet, and data sets (%(default)s)")
     add(
         "--documents",
         choices=("blank_line", "file"),
         default="blank_line",
-        help="in plain text a document ends at a blank line, or only at the end of the file (%(default)s)",
+        help="where a document of plain text ends: at a blank line, or only at the end of the file (%(default)s)",
     )
     add(
         "--target_length",
         type=integer(1, 1 << 20),
         default=110,
-        help="most words and punctuation marks a sequence (%(default)s, some 128 tokens of BERT)",
+        help="words and punctuation marks per sequence, at most (%(default)s, which is about 128 tokens of BERT)",
     )
-    add("--min_length", type=integer(1, 1 << 20), default=10, help="shorter sequences are dropped (%(default)s)")
-    add("--max_megabytes", type=real(0, 1e9, low_allowed=False), help="stop when so much is written")
+    add("--min_length", type=integer(1, 1 << 20), default=10, help="drop sequences with fewer (%(default)s)")
+    add("--max_megabytes", type=real(0, 1e9, low_allowed=False), help="stop after this much text")
     add(
         "--num_workers",
         type=integer(0, 1 << 10),
         default=n_cores(),
-        help="processes beside this one; the dump is the same, whatever their number (%(default)s, one a core)",
+        help="number of extra processes, which does not change the text (%(default)s, one per core)",
     )
     return parser
 

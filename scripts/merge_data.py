@@ -29,12 +29,13 @@ from utils import InputError, logger, path
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument(
-        "--data_file", type=path, nargs="+", required=True, help="binarized files or globs, in their order"
-    )
+    parser.add_argument("--data_file", type=path, nargs="+", required=True, help="binarized files or globs, in order")
     parser.add_argument("--dump_file", type=path, required=True, help="file to write")
     parser.add_argument(
-        "--tokenizer_name", "--bert_tokenizer", type=path, help="hub name or folder (default: as the files say)"
+        "--tokenizer_name",
+        "--bert_tokenizer",
+        type=path,
+        help="hub name or folder (default: as the files say)",
     )
     return parser
 

@@ -41,8 +41,8 @@ TEACHERS = {  # what to draw of the teacher beside the student's
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--runs", type=path, nargs="+", required=True, help="dump_paths of train.py")
-    parser.add_argument("--output", type=path, default="losses.png", help="PNG, PDF or SVG to write (%(default)s)")
+    parser.add_argument("--runs", type=path, nargs="+", required=True, help="folders of runs (--dump_path of train.py)")
+    parser.add_argument("--output", type=path, default="losses.png", help="PNG, PDF, or SVG to write (%(default)s)")
     return parser
 
 

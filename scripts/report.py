@@ -91,19 +91,19 @@ $body
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--runs", type=path, nargs="+", required=True, help="dump_paths, the student's first")
-    add("--teacher", type=path, help="hub name or folder (default: the first run's)")
-    add("--valid_data_file", type=path, nargs="+", help="held-out text (default: the first run's)")
-    add("--scores", type=path, help="file of scores that scripts/run_glue.py has written")
+    add("--runs", type=path, nargs="+", required=True, help="folders of runs (dump_path), the student's first")
+    add("--teacher", type=path, help="teacher: hub name or folder (default: the first run's)")
+    add("--valid_data_file", type=path, nargs="+", help="binarized held-out text (default: the first run's)")
+    add("--scores", type=path, help="scores that scripts/run_glue.py has written")
     add("--tables", type=path, nargs="+", default=[], help="Markdown files to add")
     add("--text", type=words, nargs="+", default=list(SENTENCES), help="sentences with one [MASK] each")
     add(
         "--breakdown",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="tables of loss and agreement by frequency, length and layer (default: on)",
+        help="add tables of loss and agreement by frequency, length, and layer (default: on)",
     )
-    add("--turns", type=integer(1, 1000), default=3, help="of the time measurement (%(default)s)")
+    add("--turns", type=integer(1, 1000), default=3, help="timings of each model; the median counts (%(default)s)")
     add_precision_flags(parser)
     add("--n_gpu", type=integer(0, 1 << 20), help="0 for the CPU (default: what there is)")
     add("--output", type=path, default="report.html", help="file to write (%(default)s)")

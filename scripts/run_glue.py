@@ -51,14 +51,14 @@ SCORE = "score.jsonl"  # beside a fine-tuned model that is kept: its record
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--models", type=path, nargs="+", required=True, help="hub names or folders, as a dump_path")
-    add("--tokenizer_name", type=path, help="of all models (default: each model's own)")
+    add("--models", type=path, nargs="+", required=True, help="hub names or folders, such as a dump_path")
+    add("--tokenizer_name", type=path, help="tokenizer of all models (default: each model's own)")
     add("--data_dir", type=path, help="folder with a folder for each task (default: the hub)")
-    add("--tasks", nargs="+", choices=[*TASKS, NONE], default=list(TASKS), help="default: all nine, and IMDb")
+    add("--tasks", nargs="+", choices=[*TASKS, NONE], default=list(TASKS), help="tasks (default: all nine, and IMDb)")
     add(
         "--hidden_states",
         action="store_true",
-        help="also STS-B without fine-tuning: how well the cosine of the texts' vectors ranks the pairs",
+        help="also score STS-B without fine-tuning: how well the cosine of the vectors of two texts ranks the pairs",
     )
     group = parser.add_argument_group("fine-tuning")
     group.add_argument(
@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=integer(0, 2**31 - 1),
         nargs="+",
         default=[1, 2, 3],
-        help="of the head's first weights, order and dropout; the median counts (1 2 3)",
+        help="random seeds of head, order, and dropout; the median counts (1 2 3)",
     )
     add_settings_flags(group)
     group.add_argument(
@@ -78,15 +78,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_distillation_flags(group)
     add_augmentation_flags(group, "the first of --models")
     group.add_argument(
-        "--max_length", type=integer(8, 1 << 20), help="tokens that are read (128; 512 of a review of IMDb)"
+        "--max_length", type=integer(8, 1 << 20), help="tokens to read of an example (128; 512 for IMDb)"
     )
-    group.add_argument(
-        "--max_train_examples", type=integer(1, 1 << 40), help="train on the first ones only, of a large task"
-    )
+    group.add_argument("--max_train_examples", type=integer(1, 1 << 40), help="fine-tune on the first examples only")
     add_precision_flags(parser)
     add("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
-    add("--output", type=path, default="serialization_dir/glue.jsonl", help="a score a line (%(default)s)")
-    add("--save_models", type=path, help="folder to keep the fine-tuned models in, each with its scores")
+    add("--output", type=path, default="serialization_dir/glue.jsonl", help="file to append scores to (%(default)s)")
+    add("--save_models", type=path, help="folder to keep the fine-tuned models in, with their scores")
     return parser
 
 

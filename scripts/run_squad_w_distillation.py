@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation import scores, squad
-from evaluation.fine_tuning import FineTuner, Settings, load_for, taken_by
+from evaluation.fine_tuning import FineTuner, Settings, add_rate_flags, load_for, taken_by
 from evaluation.task_card import CARD, Data, make_task_card
 from evaluation.task_distillation import Distillation, add_layer_flags, check_shared_vocabulary, follow_layers
 from files.atomic import atomic_write, replacing_files, write_json
@@ -47,56 +47,36 @@ RESULTS, PREDICTIONS, N_BEST_PREDICTIONS = "results.json", "predictions.json", "
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    group = parser.add_argument_group("model and files")
-    group.add_argument(
-        "--model_name_or_path", type=path, required=True, help="hub name or folder of the model to fine-tune"
-    )
-    group.add_argument("--model_type", choices=sorted(FAMILIES), help="its family; only checked against the model")
-    group.add_argument("--tokenizer_name", type=path, help="default: the model's")
-    group.add_argument("--train_file", type=path, help="questions to train on, in SQuAD's format")
-    group.add_argument("--predict_file", type=path, help="questions to answer and score")
-    group.add_argument("--output_dir", type=path, required=True, help="folder for the model and its answers")
-    group.add_argument("--overwrite_output_dir", action="store_true", help="even if it is not empty")
+    size, families = integer(1, 1 << 20), sorted(FAMILIES)
+    add = parser.add_argument_group("model and files").add_argument
+    add("--model_name_or_path", type=path, required=True, help="hub name or folder of the model to fine-tune")
+    add("--model_type", choices=families, help="family of the model; only checked")
+    add("--tokenizer_name", type=path, help="tokenizer (default: the model's)")
+    add("--train_file", type=path, help="questions to train on, in SQuAD's format")
+    add("--predict_file", type=path, help="questions to answer and score")
+    add("--output_dir", type=path, required=True, help="folder for the model and its answers")
+    add("--overwrite_output_dir", action="store_true", help="write to --output_dir even if it is not empty")
     group = parser.add_argument_group("distillation")
-    group.add_argument("--teacher_name_or_path", type=path, help="a model that has been fine-tuned on SQuAD")
-    group.add_argument("--teacher_type", choices=sorted(FAMILIES), help="its family; only checked")
-    group.add_argument(
-        "--alpha_ce", type=real(0, 1e6), default=0.5, help="weight of the KL to the teacher's spans (%(default)s)"
-    )
-    group.add_argument("--alpha_squad", type=real(0, 1e6), default=0.5, help="weight of the right spans (%(default)s)")
-    group.add_argument("--temperature", type=real(0.01, 1000), default=2.0, help="of both softmaxes (%(default)s)")
+    add = group.add_argument
+    add("--teacher_name_or_path", type=path, help="model fine-tuned on SQuAD to learn from")
+    add("--teacher_type", choices=families, help="family of the teacher; only checked")
+    add("--alpha_ce", type=real(0, 1e6), default=0.5, help="weight of the teacher's spans (%(default)s)")
+    add("--alpha_squad", type=real(0, 1e6), default=0.5, help="weight of the right spans (%(default)s)")
+    add("--temperature", type=real(0.01, 1000), default=2.0, help="temperature of both softmaxes (%(default)s)")
     add_layer_flags(group, 0)
-    group = parser.add_argument_group("windows and answers")
-    group.add_argument(
-        "--max_seq_length", type=integer(16, 1 << 20), default=squad.MAX_SEQ_LENGTH, help="of a window (%(default)s)"
-    )
-    group.add_argument(
-        "--doc_stride",
-        type=integer(1, 1 << 20),
-        default=squad.DOC_STRIDE,
-        help="tokens between the beginnings of windows (%(default)s)",
-    )
-    group.add_argument(
-        "--max_query_length", type=integer(1, 1 << 20), default=squad.MAX_QUERY_LENGTH, help="(%(default)s)"
-    )
-    group.add_argument("--n_best_size", type=integer(1, 1000), default=squad.N_BEST, help="answers kept (%(default)s)")
-    group.add_argument(
-        "--max_answer_length", type=integer(1, 1 << 20), default=squad.MAX_ANSWER_LENGTH, help="(%(default)s)"
-    )
+    add = parser.add_argument_group("windows and answers").add_argument
+    window = integer(16, 1 << 20)
+    add("--max_seq_length", type=window, default=squad.MAX_SEQ_LENGTH, help="tokens per window (%(default)s)")
+    add("--doc_stride", type=size, default=squad.DOC_STRIDE, help="tokens from window to window (%(default)s)")
+    add("--max_query_length", type=size, default=squad.MAX_QUERY_LENGTH, help="tokens per question (%(default)s)")
+    add("--n_best_size", type=integer(1, 1000), default=squad.N_BEST, help="answers to keep (%(default)s)")
+    add("--max_answer_length", type=size, default=squad.MAX_ANSWER_LENGTH, help="tokens per answer (%(default)s)")
     group = parser.add_argument_group("fine-tuning")
-    group.add_argument("--num_train_epochs", type=integer(1, 1000), default=Settings.n_epoch, help="(%(default)s)")
-    group.add_argument(
-        "--learning_rate", type=real(0, 1, low_allowed=False), default=Settings.learning_rate, help="(%(default)s)"
-    )
-    group.add_argument(
-        "--per_gpu_train_batch_size", "--batch_size", type=integer(1, 1 << 20), default=12, help="(%(default)s)"
-    )
-    group.add_argument("--warmup_prop", type=real(0, 1), default=Settings.warmup_prop, help="(%(default)s)")
-    group.add_argument("--weight_decay", type=real(0, 1), default=Settings.weight_decay, help="(%(default)s)")
-    group.add_argument(
-        "--dropout", type=real(0, 1), default=Settings.dropout, help="whatever the model has (%(default)s)"
-    )
-    group.add_argument("--seed", type=integer(0, 2**31 - 1), default=42, help="(%(default)s)")
+    add = group.add_argument
+    add("--num_train_epochs", type=integer(1, 1000), default=Settings.n_epoch, help="epochs (%(default)s)")
+    add("--per_gpu_train_batch_size", "--batch_size", type=size, default=12, help="windows per batch (%(default)s)")
+    add_rate_flags(group)
+    add("--seed", type=integer(0, 2**31 - 1), default=42, help="random seed (%(default)s)")
     add_precision_flags(parser)
     parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")
     return parser

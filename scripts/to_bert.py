@@ -31,9 +31,9 @@ LARGEST_DEVIATION = 1e-3
 
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
-    parser.add_argument("--model", type=path, required=True, help="hub name or folder of a distilbert")
-    parser.add_argument("--tokenizer_name", type=path, help="default: the model's")
-    parser.add_argument("--output_dir", type=path, required=True, help="new folder for the bert")
+    parser.add_argument("--model", type=path, required=True, help="DistilBERT: hub name or folder")
+    parser.add_argument("--tokenizer_name", type=path, help="tokenizer (default: the model's)")
+    parser.add_argument("--output_dir", type=path, required=True, help="new folder for the BERT")
     return parser
 
 

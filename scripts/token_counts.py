@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--token_counts_dump", type=path, required=True, help="file to write")
     parser.add_argument(
-        "--vocab_size", type=integer(1, 1 << 24), help="entries of the vocabulary (default: as the data file says)"
+        "--vocab_size", type=integer(1, 1 << 24), help="size of the vocabulary (default: from the file)"
     )
     return parser
 

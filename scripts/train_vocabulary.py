@@ -26,8 +26,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--file_path", type=path, default="data/dump.txt", help="text, one sequence a line (%(default)s)")
-    add("--vocab_size", type=integer(10, 1 << 24), default=30522, help="entries (%(default)s)")
+    add("--file_path", type=path, default="data/dump.txt", help="text, one sequence per line (%(default)s)")
+    add("--vocab_size", type=integer(10, 1 << 24), default=30522, help="number of entries (%(default)s)")
     add("--output", type=path, required=True, help="folder to write")
     add("--max_length", type=integer(12, 1 << 20), default=512, help="longest sequence of its models (%(default)s)")
     add("--cased", action="store_true", help="keep capitals and accents")

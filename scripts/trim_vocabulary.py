@@ -37,9 +37,9 @@ from utils import InputError, RunError, integer, logger, path
 def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
-    add("--model_name", type=path, required=True, help="the model to trim: hub name or folder")
-    add("--tokenizer_name", type=path, help="default: the model's")
-    add("--token_counts", type=path, help="counts of the text (scripts/token_counts.py)")
+    add("--model_name", type=path, required=True, help="model to trim: hub name or folder")
+    add("--tokenizer_name", type=path, help="tokenizer (default: the model's)")
+    add("--token_counts", type=path, help="token counts of the text (from scripts/token_counts.py)")
     add(
         "--data_file",
         type=path,
@@ -47,8 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="binarized text; without --token_counts its tokens are counted; with them it may be another text, to see "
         "how much of it stays the same",
     )
-    add("--min_count", type=integer(1), default=1, help="keep tokens that occur so often (default: %(default)s)")
-    add("--vocab_size", type=integer(1), help="keep so many at most, the most frequent")
+    add("--min_count", type=integer(1), default=1, help="keep tokens that occur at least this often (%(default)s)")
+    add("--vocab_size", type=integer(1), help="keep this many tokens at most, the most frequent")
     add(
         "--drop_unseen_characters",
         action="store_true",

@@ -259,9 +259,9 @@ def has_native_bf16(device: torch.device) -> bool:
 def add_precision_flags(group) -> None:
     """--bf16, --fp16 and --fp32, of which one may be given, on a parser or a group of its flags."""
     precision = group.add_mutually_exclusive_group()
-    precision.add_argument("--bf16", action="store_true", help="compute in bfloat16; default where it is native")
+    precision.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default where it is native)")
     precision.add_argument("--fp16", action="store_true", help="compute in float16 with loss scaling (GPU only)")
-    precision.add_argument("--fp32", action="store_true", help="compute in float32; default elsewhere")
+    precision.add_argument("--fp32", action="store_true", help="compute in float32 (default elsewhere)")
 
 
 def choose_dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:

@@ -42,34 +42,40 @@ def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
     add("--source", required=True, help="folder with the text: a path, or s3://..., hf://datasets/..., and so on")
-    add("--glob", default="**/*.parquet", help="which of its files (%(default)s); .jsonl also compressed")
-    add("--text_column", default="text", help="where the text is (%(default)s)")
+    add("--glob", default="**/*.parquet", help="files to read: Parquet or JSON lines, also compressed (%(default)s)")
+    add("--text_column", default="text", help="column of the text (%(default)s)")
     add(
         "--where",
         nargs="+",
         default=[],
         metavar="CONDITION",
-        help="keep only documents whose columns all fulfil these, such as 'language == en' 'score >= 0.5'",
+        help="keep only documents that meet all these conditions, such as 'language == en' 'score >= 0.5'",
     )
-    add("--drop_duplicates", action="store_true", help="keep one of documents that are nearly the same (MinHash)")
+    add("--drop_duplicates", action="store_true", help="keep only one of nearly identical documents (MinHash)")
     add("--against", type=path, nargs="+", default=[], help="leave out what shares words with these evaluation sets")
-    add("--ngram", type=integer(2, 1000), default=NGRAM, help="so many words in a row (%(default)s)")
-    add("--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="(%(default)s)")
-    add("--dump_file", type=path, default="data/binarized_text", help="start of the shards' names (%(default)s)")
-    add("--target_length", type=integer(1, 1 << 20), default=100, help="words in a sequence (%(default)s)")
-    add("--min_length", type=integer(1, 1 << 20), default=10, help="shorter sequences are dropped (%(default)s)")
+    add("--ngram", type=integer(2, 1000), default=NGRAM, help="words in a row that count as shared (%(default)s)")
+    add(
+        "--tokenizer_name",
+        "--bert_tokenizer",
+        type=path,
+        default="bert-base-uncased",
+        help="hub name or folder (%(default)s)",
+    )
+    add("--dump_file", type=path, default="data/binarized_text", help="beginning of the shards' names (%(default)s)")
+    add("--target_length", type=integer(1, 1 << 20), default=100, help="words per sequence, at most (%(default)s)")
+    add("--min_length", type=integer(1, 1 << 20), default=10, help="drop sequences with fewer words (%(default)s)")
     add(
         "--tasks",
         type=integer(1, 99_999),
-        help=f"shards to make, a task each (default: as many as files, at most {MOST_TASKS:,})",
+        help=f"number of shards, one task each (default: as many as files, at most {MOST_TASKS:,})",
     )
-    add("--workers", type=integer(1, 99_999), help="tasks at the same time (default: one a core; Slurm: no limit)")
-    add("--logs", type=path, help="folder for logs and what is done (default: beside the shards)")
+    add("--workers", type=integer(1, 99_999), help="tasks at a time (default: one per core; with --slurm no limit)")
+    add("--logs", type=path, help="folder for logs and the record of finished tasks (default: beside the shards)")
     add("--slurm", action="store_true", help="submit the tasks to Slurm")
-    add("--partition", default="cpu", help="of the cluster (%(default)s)")
-    add("--time", default="24:00:00", help="limit of a task (%(default)s)")
-    add("--cpus_per_task", type=integer(1, 1024), default=2, help="(%(default)s)")
-    add("--setup", default="", help="what a job does first, such as 'source venv/bin/activate'")
+    add("--partition", default="cpu", help="partition of the cluster (%(default)s)")
+    add("--time", default="24:00:00", help="time limit of a task (%(default)s)")
+    add("--cpus_per_task", type=integer(1, 1024), default=2, help="CPUs per task (%(default)s)")
+    add("--setup", default="", help="command to run first in each job, such as 'source venv/bin/activate'")
     return parser
 
 
