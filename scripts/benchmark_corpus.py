@@ -1,4 +1,4 @@
-"""Measures what the corpus costs, beside the usual ways, in one run:
+"""Times the preparation of text against the usual ways, side by side in one run:
 
     python scripts/benchmark_corpus.py --file_path data/dump.txt --bert_tokenizer bert-base-uncased
 

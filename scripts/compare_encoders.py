@@ -5,8 +5,8 @@
 
 For each question of a file in SQuAD's format, all its paragraphs are ranked by the cosine of their vectors with the
 question's. nDCG@10 and recall@10 say where the right one is; "mixed" is nDCG@10 if the model encodes the questions and
-the first model the paragraphs, as where an index has been made already. STS-B is Spearman's correlation with how alike
-people found two sentences. Texts a second are of questions, one at a time and 32 at a time, in turns.
+the first model the paragraphs, for indexes that exist already. STS-B is Spearman's correlation with how similar people
+found two sentences. Texts/s are questions, one at a time and 32 at a time; the models take turns.
 """
 
 import argparse

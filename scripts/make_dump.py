@@ -1,5 +1,5 @@
-"""Makes the text that scripts/binarized_data.py reads: one sequence a line, each of several whole sentences of one
-document, up to a target length.
+"""Makes the text that scripts/binarized_data.py reads: one sequence per line, made of whole sentences of one document,
+up to a target length.
 
 From files and folders (plain text, .gz .bz2 .xz of it, JSON lines, Parquet, the output of the Wikipedia extractors):
 
@@ -9,7 +9,7 @@ From a data set of the hub (needs `pip install datasets`):
 
     python scripts/make_dump.py --dataset Salesforce/wikitext --dataset_config wikitext-103-raw-v1
 
-From the documentation that Python and the packages installed here carry, some megabytes of English prose:
+From the documentation of Python and of the installed packages, a few megabytes of English prose:
 
     python scripts/make_dump.py --documentation
 """

@@ -1,4 +1,4 @@
-"""Writes one page about a student beside its teacher: a single HTML file that needs nothing else, no network either.
+"""Writes one page that compares a student with its teacher: a single HTML file that needs nothing else, and no network.
 
     python scripts/report.py --runs serialization_dir/my_first_training --output report.html
 

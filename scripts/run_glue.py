@@ -5,9 +5,9 @@ From local files in GLUE's own layout (glue/CoLA/train.tsv, ...; IMDb as glue/IM
     python scripts/run_glue.py --models bert-base-uncased serialization_dir/my_first_training --data_dir glue \\
         --tasks CoLA STS-B RTE --seeds 1 2 3 --output serialization_dir/glue.jsonl
 
-or, without --data_dir, from the hub (`pip install datasets`). The first model is the one that the others are held
-against. Every score is appended to --output as soon as it is known; the same command continues after an interruption,
-and adds what more models, tasks or seeds ask for. --tasks none computes nothing and prints the table of what is there.
+or, without --data_dir, from the hub (`pip install datasets`). The first model is the one that the others are
+compared with. Every score is appended to --output as soon as it is known; the same command continues after an
+interruption, and adds more models, tasks, or seeds. --tasks none only prints the table of the scores that are there.
 
 With --distil and --save_models, the other models also learn each task from the first one, once that has been fine-tuned
 on it: a second step of distillation, first of all hidden states and then of predictions, whose scores are those of

@@ -4,7 +4,7 @@
         --token_counts_dump data/token_counts.bert-base-uncased.pickle
 
 The output is a pickle of a plain list of ints, one per entry of the vocabulary. All cores count, and the files'
-checksums are verified beside. Shards that have their counts beside them (`.counts`) are not read: those are added up.
+checksums are verified on the way. Shards with their counts beside them (`.counts`) aren't read: the counts are added.
 """
 
 import argparse
