@@ -288,7 +288,7 @@ def open_token_file(path: str | Path) -> TokenFile:
     if ours:
         raise InputError(f"{path} is cut short: its end is missing; copy or binarize it again.")
     if size > SLOW_BYTES:
-        logger.info("%s is a pickle of another tool: scripts/merge_data.py makes a file of it that opens at once", path)
+        logger.info("%s is a pickle of another tool: scripts/merge_data.py makes it a file that opens at once", path)
     tokens, offsets = load_sequences(path)
     return TokensInMemory(path, tokens.astype(token_dtype(int(tokens.max(initial=0)) + 1), copy=False), offsets)
 
@@ -455,7 +455,7 @@ class TokenFileWriter:
     def finish(self) -> None:
         """Puts the parts together under the file's name: the tokens lie already behind a head of the right length."""
         if self.n_sequences == 0:
-            raise InputError(f"{self.path} was not written: there is not one sequence to put into it.")
+            raise InputError(f"{self.path} was not written: there is no sequence to put into it.")
         file, tokens_bytes = self._file, self.n_tokens * self.dtype.itemsize
         offsets_bytes = (self.n_sequences + 1) * 8
         tokens_at = len(head(0))

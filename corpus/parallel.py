@@ -54,7 +54,7 @@ def _map(pool: ProcessPoolExecutor, n_ahead: int, function: Callable, items: Ite
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise RunError(
-            "a process that helped has ended without a word (was it killed, or out of memory?); start again, with "
+            "a worker process has ended without a message (killed, or out of memory?); start again, with "
             "fewer --num_workers if memory is short."
         ) from None
 

@@ -80,7 +80,7 @@ def choose_tokens(
     least = len(kept)
     if size is not None and size < least:
         raise InputError(
-            f"--vocab_size {size}: {least:,} entries are the least, special tokens and single characters"
+            f"--vocab_size {size}: at least {least:,} entries are needed, for special tokens and single characters"
             + ("; --drop_unseen_characters leaves out those that the text does not have." if all_characters else ".")
         )
     tokens = {id_: token for token, id_ in vocab.items()}

@@ -35,7 +35,7 @@ def read_table(path: str | Path, flag: str, has_labels: bool = True) -> list[Lin
     path = Path(path)
     check_input_file(path, flag)
     if path.suffix not in (*DIALECTS, *JSON_LINES):
-        raise InputError(f"{flag} {path}: the name of a table ends in {', '.join((*DIALECTS, JSON_LINES[0]))}.")
+        raise InputError(f"{flag} {path}: the name of a table must end in {', '.join((*DIALECTS, JSON_LINES[0]))}.")
     wanted = [TEXT, *([LABEL] if has_labels else [])]
     found = []
     for where, fields in (_lines if path.suffix in DIALECTS else _objects)(path, wanted):
@@ -89,7 +89,7 @@ def task_of(train: list[Line], name: str) -> Task:
     if len(labels) == 1:
         raise InputError(f"{train[0].where}: all labels are {train[0].label!r}, so there is nothing to learn.")
     if 2 * len(labels) > len(train) + 2:
-        raise InputError(f"{train[0].where}: {len(labels)} different labels of {len(train)} examples are no classes.")
+        raise InputError(f"{train[0].where}: {len(labels)} different labels in {len(train)} examples are too many.")
     names = sorted(labels) if None in numbers else sorted(labels, key=int)
     return Task(name, (), LABEL, tuple(names), ("accuracy", "macro_f1", "matthews"), ("", None), ())
 

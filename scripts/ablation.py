@@ -166,7 +166,7 @@ def main(args: argparse.Namespace) -> int:
     check_output_folder(args.output_dir, "--output_dir")
     folder = Path(args.output_dir)
     if ours := {part.split("=")[0] for part in args.training} & set(GIVEN_BY_US):
-        raise InputError(f"{min(ours)} is not to be given: each student's folder is in --output_dir, and is continued.")
+        raise InputError(f"leave out {min(ours)}: each student's folder is in --output_dir, and is continued.")
     base = flags.make_parser(train.__doc__).parse_args([*args.training, "--dump_path", str(folder)])
     teacher = base.teacher_name or flags.DEFAULT_TEACHER
     rows = [row for row in ROWS if row in args.rows]

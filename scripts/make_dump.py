@@ -119,7 +119,7 @@ def check_source(file: Path) -> None:
     check_is_text(start, file)
     head = start.removeprefix(codecs.BOM_UTF8).lstrip()
     if re.match(rb"\[\s*[{\[\"]", head):
-        raise InputError(f"{file} is a JSON array; make an object a line of it: jq -c '.[]' {file} > lines.jsonl")
+        raise InputError(f"{file} is a JSON array; make it one object per line: jq -c '.[]' {file} > lines.jsonl")
     tags = re.findall(rb"</?[a-zA-Z][^<>\n]*>", head)
     if not head.startswith(b"<doc ") and sum(map(len, tags)) > MARKUP * len(head):
         logger.warning("%s looks like markup (%s ...); its tags become text unless taken out", file, tags[0].decode())

@@ -274,7 +274,7 @@ def main(args: argparse.Namespace) -> None:
     parameters = {Path(run).name: load_parameters(run) for run in args.runs}
     first = next(iter(parameters.values()))
     if not (args.teacher or first["teacher_name"]):
-        raise InputError(f"{args.runs[0]} had no teacher: name one with --teacher to hold it against.")
+        raise InputError(f"{args.runs[0]} had no teacher: name one with --teacher to compare it with.")
     if not (args.valid_data_file or first["valid_data_file"] or first["valid_share"]):
         raise InputError(f"{args.runs[0]} held no text out: name some with --valid_data_file.")
     counted = filter(None, (first["token_counts"], *first["data_file"]))

@@ -132,7 +132,7 @@ def check_flags(args: argparse.Namespace, tokenizer) -> None:
         )
     if args.teacher_name_or_path:
         if not args.train_file:
-            raise InputError("--teacher_name_or_path teaches: give --train_file too.")
+            raise InputError("--teacher_name_or_path needs --train_file, since it only helps to train.")
         if not args.alpha_ce + args.alpha_squad:
             raise InputError("--alpha_ce and --alpha_squad are both 0: there is nothing to learn from.")
         teacher = args.teacher_name_or_path

@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
         )
     apart = deviation(found, expected)
     if apart > LARGEST_DEVIATION:
-        raise RunError(f"{args.model} as a BERT has other outputs ({100 * apart:.2g} % apart), so nothing is written.")
+        raise RunError(f"as a BERT, {args.model} has other outputs ({100 * apart:.2g} % apart), so nothing is written.")
     length = max_length(bert.config)
     with atomic_folder(Path(args.output_dir)) as folder:
         save_model(bert, tokenizer, folder)

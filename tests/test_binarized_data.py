@@ -349,7 +349,7 @@ def test_bad_bytes_are_reported_and_empty_lines_skipped(tmp_path, binarize, smal
         (b"the cat\n", ["{t}/x.txt", "--num_shards", "2", "--shard_id", "2"], "the first one is 0"),
         (b"the cat\n", ["{t}/x.txt", "--num_shards", "90", "--shard_id", "0"], "use fewer shards"),
         (b"the cat\n", ["{t}/x.txt", "--dump_file", "/proc/x"], "can't be written"),
-        (b"\n\n", ["{t}/x.txt"], "not one sequence"),
+        (b"\n\n", ["{t}/x.txt"], "there is no sequence"),
         (pickle.dumps([np.arange(9)] * 9), ["{t}/x.txt"], "is not UTF-8 text"),
         ("the cat".encode("utf-16"), ["{t}/x.txt"], "is not UTF-8 text"),
         (b"the cat " * (1 << 20), ["{t}/x.txt"], "longer than 4 MiB"),

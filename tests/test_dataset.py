@@ -69,7 +69,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(path, sequences
 
 
 def test_nothing_to_write_and_ids_outside_the_vocabulary_are_errors(tmp_path):
-    with pytest.raises(InputError, match="not one sequence"), write_token_file(tmp_path / "x", MADE_BY):
+    with pytest.raises(InputError, match="there is no sequence"), write_token_file(tmp_path / "x", MADE_BY):
         pass
     with pytest.raises(InputError, match="30522"), write_token_file(tmp_path / "x", MADE_BY) as writer:
         writer.append(np.array([1, 70000]), np.array([2]))

@@ -64,7 +64,7 @@ def test_the_labels_tell_the_kind_of_task(tmp_path, labels, expected):
             '{"text": "a", "label": 1, "text_pair": "b"}\n{"text": "a", "label": 1}\n',
             "t.jsonl, line 2: some examples have a 'text_pair' and some do not",
         ),
-        ("t.txt", "text,label\na,b\n", "t.txt: the name of a table ends in .tsv, .csv, .jsonl"),
+        ("t.txt", "text,label\na,b\n", "t.txt: the name of a table must end in .tsv, .csv, .jsonl"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, name, content, message):
@@ -75,7 +75,7 @@ def test_a_wrong_line_is_named(tmp_path, name, content, message):
 
 @pytest.mark.parametrize(
     "labels, message",
-    [("aaaa", "line 2: all labels are 'a'"), ("abcdefgh", "line 2: 8 different labels of 8 examples")],
+    [("aaaa", "line 2: all labels are 'a'"), ("abcdefgh", "line 2: 8 different labels in 8 examples")],
 )
 def test_labels_that_teach_nothing_are_told(tmp_path, labels, message):
     rows = read_table(write(tmp_path, "t.csv", "text,label\n" + "".join(f"t,{label}\n" for label in labels)), "")

@@ -53,5 +53,5 @@ def test_an_error_comes_where_its_item_has_its_turn():
 
 
 def test_a_helper_that_is_killed_is_told():
-    with map_ordered(1) as map_tasks, pytest.raises(RunError, match="ended without a word"):
+    with map_ordered(1) as map_tasks, pytest.raises(RunError, match="ended without a message"):
         list(map_tasks(double, range(16, 20)))

@@ -129,7 +129,7 @@ def test_a_model_that_was_not_fine_tuned_neither_answers_nor_teaches(tmp_path, w
     (["--predict_file", "{dev}", "--temperature", 3], "--temperature has no effect without --teacher_name_or_path"),
     (["--predict_file", "{dev}", "--doc_stride", 30], "but the windows begin --doc_stride 30 apart"),
     (["--predict_file", "{dev}", "--max_seq_length", 80], "takes 64 tokens"),
-    (["--predict_file", "{dev}", "--teacher_name_or_path", "{teacher}"], "teaches: give --train_file too"),
+    (["--predict_file", "{dev}", "--teacher_name_or_path", "{teacher}"], "needs --train_file"),
     (["--predict_file", "{dev}", "--model_type", "gpt2"], "--model_type gpt2"),
     (["--predict_file", "{dev}", "--output_dir", "{teacher}"], "is not empty: add --overwrite_output_dir"),
     (["--predict_file", "nothing.json"], "--predict_file nothing.json does not exist"),

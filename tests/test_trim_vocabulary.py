@@ -185,7 +185,7 @@ def test_what_is_printed(workspace, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--vocab_size", "9"], "entries are the least"),
+        (["--vocab_size", "9"], "entries are needed"),
         (["--output_dir", "."], "give a new folder"),
         (["--model_name", "nowhere"], "nowhere"),
     ],

@@ -91,7 +91,7 @@ def longest_sequence(student: PretrainedConfig, teacher: PretrainedConfig | None
         longest["the teacher"] = max_length(teacher)
     shortest = min(longest, key=longest.get)
     if longest[shortest] < MIN_LENGTH:
-        raise InputError(f"{shortest} takes only {longest[shortest]} tokens at once; {MIN_LENGTH} are the least.")
+        raise InputError(f"{shortest} takes only {longest[shortest]} tokens at once; at least {MIN_LENGTH} are needed.")
     return longest[shortest]
 
 

@@ -101,7 +101,7 @@ def parse_condition(text: str) -> tuple[str, str, str]:
     """`language_score >= 0.65` -> (column, comparison, value). Raises: InputError."""
     match = CONDITION.fullmatch(text)
     if not match:
-        raise InputError(f"--where: {text!r} is no condition such as 'language == en' or 'score >= 0.5'.")
+        raise InputError(f"--where: {text!r} is not a condition such as 'language == en' or 'score >= 0.5'.")
     return match.groups()
 
 

@@ -143,7 +143,7 @@ def test_slurm_makes_the_same_shards(tmp_path, flags):
     [
         (["--glob", "*.txt"], "has no file that matches --glob"),
         (["--source", "nowhere"], "has no file that matches"),
-        (["--where", "language is en"], "is no condition such as"),
+        (["--where", "language is en"], "is not a condition such as"),
         (["--where", "quality > 1"], "there is no column quality; there are language"),
         (["--where", "language > 1"], "language holds 'de', of which > 1 makes no sense"),
         (["--text_column", "content"], "is it in --text_column content?"),
