@@ -49,7 +49,7 @@ class Distiller:
     Args:
         recipe: the numbers.
         student: the model to train, on `world.device`.
-        teacher: frozen, on `world.device`; None for plain language modelling. If the recipe has no loss that needs it,
+        teacher: frozen, on `world.device`; None for plain language modeling. If the recipe has no loss that needs it,
             it is only used in evaluation.
         data: the text.
         world: this process among all.

@@ -134,7 +134,7 @@ def evaluate(
     dtype: torch.dtype,
     is_pressing: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Means over the labelled positions of all batches, over all processes.
+    """Means over the labeled positions of all batches, over all processes.
 
     Args:
         is_pressing: whether there is no time left; asked before each batch.
@@ -184,7 +184,7 @@ def evaluate_hidden(
 def evaluate_labels(
     student: LanguageModel, teacher: LanguageModel, text: MicroBatches, device: torch.device, dtype: torch.dtype
 ) -> dict[str, np.ndarray]:
-    """What `evaluate` takes the means of, one value for each labelled position of all batches: (n labels,) float64; and
+    """What `evaluate` takes the means of, one value for each labeled position of all batches: (n labels,) float64; and
     each one's `label`, an id, and `length`, of its sequence.
 
     The positions are the same for every model, so that models can be compared position by position.

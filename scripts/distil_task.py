@@ -1,4 +1,4 @@
-"""Distils a task of your own: from two files of labelled texts to a small model that answers like a large one.
+"""Distils a task of your own: from two files of labeled texts to a small model that answers like a large one.
 
     python scripts/distil_task.py --train_file my_task/train.tsv --dev_file my_task/dev.tsv \\
         --teacher bert-base-uncased --student serialization_dir/my_first_training --output_dir serialization_dir/my_task

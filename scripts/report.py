@@ -47,7 +47,7 @@ SENTENCES = (
     "Water boils at one hundred [MASK].",
 )
 TOP = 3
-THEMED = "#010203"  # what is drawn in this colour takes that of the page's text
+THEMED = "#010203"  # what is drawn in this color takes that of the page's text
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -140,7 +140,7 @@ def cards_of(figures: dict[str, str]) -> str:
 
 
 def pictures_of(runs: dict[str, list[dict]]) -> str:
-    """The losses, a picture each, whose text and axes have the page's colour, light or dark."""
+    """The losses, a picture each, whose text and axes have the page's color, light or dark."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -279,7 +279,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.runs[0]} held no text out: name some with --valid_data_file.")
     counted = filter(None, (first["token_counts"], *first["data_file"]))
     if args.breakdown and not any(Path(name).exists() or glob.glob(name) for name in counted):
-        raise InputError(f"{args.runs[0]} learnt from a text that is not here, {first['data_file'][0]}, so its words "
+        raise InputError(f"{args.runs[0]} learned from a text that is not here, {first['data_file'][0]}, so its words "
                          f"can't be counted: call this where it was trained, or with --no-breakdown.")  # fmt: skip
     page = make_page(args, runs, parameters, known, tables)
     with atomic_write(args.output, "w") as out:

@@ -10,7 +10,7 @@ from workspace import run, train
 
 @pytest.fixture(scope="module")
 def trained(workspace, tmp_path_factory):
-    """A teacher that has learnt something of the text, in some seconds."""
+    """A teacher that has learned something of the text, in some seconds."""
     folder = tmp_path_factory.mktemp("trained") / "teacher"
     train(workspace, folder, "--teacher_name", workspace / "bert-base-uncased", "--student_type", "bert",
           "--n_layers", 1, "--dim", 64, "--n_heads", 2, "--hidden_dim", 128, "--max_position_embeddings", 64,

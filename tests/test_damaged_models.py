@@ -155,7 +155,7 @@ def test_positions_that_are_no_multiple_of_8_serve_on_the_whole_road(workspace, 
         train(workspace, tmp_path / name, *flags, *more)
     train(workspace, tmp_path / "estimate", *flags, "--dry_run", 1)
     run(compare_models, "--teacher", teacher, "--models", tmp_path / "batches", "--data_file", data, "--turns", 1)
-    run(corpus_doctor, "--data_file", data, "--teacher_name", teacher, expect=1)  # it has learnt nothing
+    run(corpus_doctor, "--data_file", data, "--teacher_name", teacher, expect=1)  # it has learned nothing
     config = json.loads((tmp_path / "batches" / "config.json").read_text())
     assert config["max_position_embeddings"] == 61
 

@@ -97,7 +97,7 @@ def test_every_command_runs_as_printed(clone, workspace, command):
     for printed, smaller in SMALLER.items():
         command = command.replace(printed, smaller)
     result = run_in_place(command, clone)
-    if "corpus_doctor.py" in command and "--teacher_name" in command:  # it has learnt nothing; that is to be found
+    if "corpus_doctor.py" in command and "--teacher_name" in command:  # it has learned nothing; that is to be found
         assert result.returncode == 1, result.stderr
         assert result.stdout.count("problem: ") == result.stdout.count("worse than a guess by frequency") == 1
         return

@@ -300,7 +300,7 @@ def test_without_a_teacher_it_trains_a_language_model(workspace, tmp_path):
     rows = metrics(tmp_path / "run", "valid")
     assert rows[-1]["mlm_loss"] < rows[0]["mlm_loss"] - 0.5
     assert "agreement" not in rows[-1]
-    assert "trained by language modelling" in (tmp_path / "run" / "README.md").read_text()
+    assert "trained by language modeling" in (tmp_path / "run" / "README.md").read_text()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"]) == ("bert", 4)
 

@@ -87,7 +87,7 @@ def make_card(name: str, model: PreTrainedModel, parameters: dict, metrics: list
     on_words = any(parameters[f"alpha_{term}"] for term in ("ce", "mse", "mlm", "clm"))
     task = "feature-extraction" if not on_words else "text-generation" if parameters["alpha_clm"] else "fill-mask"
     texts = ", ".join(f"`{Path(path).name}`" for path in parameters["data_file"])
-    origin = f"distilled from `{teacher}`" if teacher else "trained by language modelling"
+    origin = f"distilled from `{teacher}`" if teacher else "trained by language modeling"
     evaluations = [record for record in metrics if record["kind"] == "valid"]
     data = ModelCardData(
         model_name=name,
