@@ -207,7 +207,7 @@ def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
         for given in values_for(action) if action.option_strings and action.dest != "help" else []:
             values = [value.format(**odd_files) if value.startswith("{") else value for value in given]
             argv = [action.option_strings[0], *values, *without(flags[script], action)]
-            if EXPORTING & {(script, argv[0]), (script, argv[1])}:
+            if EXPORTING & {(script, word) for word in argv[:2]}:
                 continue
             out.mkdir()
             here.mkdir()
