@@ -133,5 +133,5 @@ class WordNgrams:
 
 def _flat(sequences: list) -> tuple[np.ndarray, np.ndarray]:
     """Sequences as ids one after the other, and their lengths."""
-    lengths = np.array([len(sequence) for sequence in sequences])
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     return np.array([token for sequence in sequences for token in sequence], np.int64), lengths

@@ -76,9 +76,10 @@ def is_number(action: argparse.Action) -> bool:
     return True
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def odd_files(tmp_path_factory):
-    """Names of things that are not a file of the kind that is asked for."""
+    """Names of things that are not a file of the kind that is asked for; new ones for each script, which may write to
+    them."""
     folder = tmp_path_factory.mktemp("odd")
     names = {name: folder / name for name in
              ("folder", "empty", "garbage", "dangling", "fifo", "loop", "pdf", "readonly")}  # fmt: skip

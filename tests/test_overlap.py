@@ -112,8 +112,9 @@ def test_a_damaged_evaluation_set_is_told_from_one_that_is_no_json(tmp_path):
         overlap.read_texts(str(tmp_path / "dev.tsv.gz"))
 
 
-def test_texts_that_are_too_short_to_be_looked_for_are_an_error(corpus, tokenizer, tmp_path):
-    (tmp_path / "dev.tsv").write_text("a\tb\n")
+@pytest.mark.parametrize("content", ["a\tb\n", ""])
+def test_texts_that_are_too_short_to_be_looked_for_are_an_error(corpus, tokenizer, tmp_path, content):
+    (tmp_path / "dev.tsv").write_text(content)
     with pytest.raises(InputError, match=r"no text .* has 6 words; give a smaller --ngram"):
         overlap.find_overlaps(corpus, tokenizer, [str(tmp_path / "dev.tsv")], N)
     (tmp_path / "dev.json").write_text("{")
