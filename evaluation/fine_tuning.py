@@ -39,16 +39,15 @@ class Settings:
 
 def add_settings_flags(group) -> None:
     """A flag for each of the Settings, on a group of a parser's flags."""
-    add, default = group.add_argument, Settings()
+    add, default = group.add_argument, Settings
     add("--n_epoch", type=integer(1, 1000), default=default.n_epoch, help="epochs (%(default)s)")
-    add_rate_flags(group)
+    add_optimizer_flags(group)
     add("--batch_size", type=integer(1, 1 << 20), default=default.batch_size, help="examples per batch (%(default)s)")
 
 
-def add_rate_flags(group) -> None:
-    """Those of optimizer and dropout."""
-    add, default = group.add_argument, Settings()
-    rate = real(0, 1, low_allowed=False)
+def add_optimizer_flags(group) -> None:
+    """The flags of the optimizer, and of dropout."""
+    add, default, rate = group.add_argument, Settings, real(0, 1, low_allowed=False)
     add("--learning_rate", type=rate, default=default.learning_rate, help="peak learning rate (%(default)s)")
     add("--warmup_prop", type=real(0, 1), default=default.warmup_prop, help="share of steps that warm up (%(default)s)")
     add("--weight_decay", type=real(0, 1), default=default.weight_decay, help="weight decay (%(default)s)")

@@ -81,13 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--tasks", nargs="+", choices=[*TASKS, run_glue.NONE], default=["CoLA", "SST-2", "STS-B", "RTE"],
         help="tasks to score the students on (CoLA SST-2 STS-B RTE)",
     )  # fmt: skip
-    add(
-        "--seeds",
-        type=integer(0, 2**31 - 1),
-        nargs="+",
-        default=[1, 2, 3],
-        help="of the fine-tuning; the median counts (1 2 3)",
-    )
+    add("--seeds", type=integer(0, 2**31 - 1), nargs="+", default=[1, 2, 3], help="seeds of the fine-tuning (1 2 3)")
     add("--max_train_examples", type=integer(1, 1 << 40), help="fine-tune on the first examples only")
     add(
         "--task_learning_rate",

@@ -54,13 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = utils.make_parser(__doc__)
     add = parser.add_argument
     add("--file_path", type=path, default="data/dump.txt", help="text, one sequence per line (%(default)s)")
-    add(
-        "--tokenizer_name",
-        "--bert_tokenizer",
-        type=path,
-        default="bert-base-uncased",
-        help="hub name or folder (%(default)s)",
-    )
+    add("--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="tokenizer (%(default)s)")
     add("--turns", type=integer(1, 1000), default=3, help="measurements of each rate; the median counts (%(default)s)")
     add(
         "--growth_megabytes",
@@ -75,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--set_up_tokens",
         type=integer(12, 512),
         default=108,
-        help="tokens of its longest sequence; the shortest have 12 (%(default)s)",
+        help="their greatest length; the least is 12 (%(default)s)",
     )
     add("--work_dir", type=path, default="work", help="folder for temporary files (%(default)s)")
     return parser

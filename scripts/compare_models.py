@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--valid_data_file", type=path, nargs="+", help="binarized text to evaluate on instead")
     add("--valid_share", type=real(0, 1, low_allowed=False), default=0.01, help="share that was held out (%(default)s)")
     add("--token_counts", type=path, help="token counts, to mask rare words more often, as in training")
-    add("--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="as in training (%(default)s)")
+    add("--mlm_smoothing", type=real(0), default=Recipe.mlm_smoothing, help="see train.py (%(default)s)")
     add("--data_dir", type=path, help="folder with STS-B/dev.tsv, to see how well hidden states rank its pairs")
     add("--tokenizer_name", type=path, help="tokenizer (default: the teacher's)")
     add("--turns", type=integer(1, 1000), default=5, help="timings of each model; the median counts (%(default)s)")

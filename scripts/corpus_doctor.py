@@ -57,12 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=integer(MIN_LENGTH, 1 << 20),
         help="longest sequence, in tokens (default: the teacher's, else 512)",
     )
-    add(
-        "--against",
-        type=path,
-        nargs="+",
-        help="evaluation sets to look for (TSV, JSON, JSON lines, text): files or globs",
-    )
+    add("--against", type=path, nargs="+", help="evaluation sets to find (TSV, JSON, JSON lines, text): files or globs")
     add("--ngram", type=integer(2, 1000), default=NGRAM, help="words in a row that count as shared (%(default)s)")
     add("--overlap_file", type=path, help="JSON file to write, which lists the sequences that share words")
     add("--n_examples", type=integer(0), default=3, help="number of sequences to show (%(default)s)")

@@ -45,11 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--models", type=path, nargs="+", required=True, help="two hub names or folders of models with the same head")
     add("--output_dir", type=path, required=True, help="new folder for the page and everything it needs")
-    add(
-        "--cdn",
-        action="store_true",
-        help="load the library from a CDN: a smaller folder, but the page needs a network",
-    )
+    add("--cdn", action="store_true", help="load the library from a CDN: a smaller folder, but it needs a network")
     return parser
 
 

@@ -55,15 +55,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--model_type", choices=FAMILIES, help="family of the teacher; only checked")
     add("--dump_checkpoint", type=path, default="serialization_dir/init.pth", help="file to write (%(default)s)")
-    add(
-        "--vocab_transform",
-        action="store_true",
-        help="also take the layer before the vocabulary projection (recommended)",
-    )
+    add("--vocab_transform", action="store_true", help="take the layer before the vocabulary projection too (advised)")
     add("--layers", type=integer(0, 1000), nargs="+", help="layers to take, counted from 0, lowest first")
     add("--save_model", type=path, help="new folder for the untrained student as a whole model, for from_pretrained")
     add("--tokenizer_name", type=path, help="tokenizer for --save_model and --data_file (default: the teacher's)")
-    add("--student_type", choices=FAMILIES, help="its family (default: the teacher's; for a bert distilbert)")
+    add("--student_type", choices=FAMILIES, help="its family (default: the teacher's, but distilbert for a bert)")
 
     group = parser.add_argument_group("choice of layers")
     group.add_argument(

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils
 from corpus.tokenization import load_tokenizer
 from evaluation import scores, squad
-from evaluation.fine_tuning import FineTuner, Settings, add_rate_flags, load_for, taken_by
+from evaluation.fine_tuning import FineTuner, Settings, add_optimizer_flags, load_for, taken_by
 from evaluation.task_card import CARD, Data, make_task_card
 from evaluation.task_distillation import Distillation, add_layer_flags, check_shared_vocabulary, follow_layers
 from files.atomic import atomic_write, replacing_files, write_json
@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--num_train_epochs", type=integer(1, 1000), default=Settings.n_epoch, help="epochs (%(default)s)")
     add("--per_gpu_train_batch_size", "--batch_size", type=size, default=12, help="windows per batch (%(default)s)")
-    add_rate_flags(group)
+    add_optimizer_flags(group)
     add("--seed", type=integer(0, 2**31 - 1), default=42, help="random seed (%(default)s)")
     add_precision_flags(parser)
     parser.add_argument("--n_gpu", type=integer(0, 1), help="0 for the CPU (default: what there is)")

@@ -80,7 +80,7 @@ def outputs_of(launcher, cwd: Path, *given) -> list[str]:
 
 @pytest.mark.parametrize("launcher", [skypilot, trainjob])
 def test_each_machine_is_told_its_place(tmp_path, launcher):
-    """What train.py does with it, `accelerate` below and test_launchers.py show."""
+    """`accelerate` below and test_launchers.py show what train.py does with it."""
     (tmp_path / "train.py").write_text(TELLING)
     output = outputs_of(launcher, tmp_path, ["--n_epoch", "1"], tmp_path)
     found = [json.loads(next(line for line in text.splitlines() if line.startswith("[{"))) for text in output]

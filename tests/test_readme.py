@@ -38,7 +38,6 @@ SMALLER = {  # sizes that would take minutes
     "benchmark_training.py --rounds 3": "benchmark_training.py --rounds 1 --cases tiny",
     "benchmark_scaling.py --processes 1 2": "benchmark_scaling.py --processes 1 --tiny",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
-    "--parts ceilings --output gpu.md --count": "--count",  # in small, too
     "--growth_megabytes 100 1000 --set_up_sequences 50000000": "--growth_megabytes 1 --open_sequences 3000 "
     "--set_up_sequences 10000",
 }

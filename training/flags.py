@@ -64,7 +64,7 @@ def _add_file_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--source_exponent",
         type=real(0, 1),
-        help="draw from each --data_file in proportion to its tokens raised to this power, as XLM draws languages",
+        help="draw from each --data_file in proportion to its tokens to this power, as XLM does with 0.7",
     )
     add("--token_counts", type=path, help="token counts of this text, from token_counts.py (default: count now)")
     add("--leave_out", type=path, help="file of sequences not to train on, from corpus_doctor.py --overlap_file")
@@ -89,7 +89,7 @@ def _add_teacher_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_student_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("student (default: half the teacher's depth, random weights)").add_argument
-    add("--student_type", choices=FAMILIES, help="family (default: the teacher's; for a bert distilbert)")
+    add("--student_type", choices=FAMILIES, help="family (default: the teacher's, but distilbert for a bert)")
     add("--student_config", "--from_pretrained_config", type=path, help="shape: a JSON file, folder, or hub name")
     add(
         "--student_pretrained_weights",
@@ -125,7 +125,7 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("loss (each alpha is the weight of a term; 0 leaves it out)").add_argument
     add("--alpha_ce", type=real(0, 1e6), help="KL divergence from the teacher's predictions (%(default)s)")
     add("--alpha_mlm", type=real(0, 1e6), help=f"masked words (default: {Recipe.alpha_mlm}; 0 for causal models)")
-    add("--alpha_clm", type=real(0, 1e6), help=f"next words (default: {Recipe.alpha_mlm} for causal models)")
+    add("--alpha_clm", type=real(0, 1e6), help=f"next words (default: {Recipe.alpha_mlm} for causal models, else 0)")
     add("--alpha_mse", type=real(0, 1e6), help="squared error of the logits (%(default)s)")
     add("--alpha_cos", type=real(0, 1e6), help="cosine distance between last hidden states (%(default)s)")
     add("--alpha_relation", type=real(0, 1e6), help="relations between tokens, as in MiniLMv2 (%(default)s)")
@@ -170,11 +170,7 @@ def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_masking_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("masking").add_argument
-    add(
-        "--mlm",
-        action=SWITCH,
-        help="masked language model, or with --no-mlm a causal one (default: what the student is)",
-    )
+    add("--mlm", action=SWITCH, help="masked language model, with --no-mlm a causal one (default: as the student)")
     add("--mlm_mask_prop", type=real(0, 1, low_allowed=False), help="share of tokens to predict (%(default)s)")
     add("--word_mask", type=FRACTION, help="share of these to replace with [MASK] (%(default)s)")
     add("--word_keep", type=FRACTION, help="share of these to leave as they are (%(default)s)")
@@ -232,11 +228,7 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use slower kernels, so that a GPU repeats a run bit for bit, also after --resume (a CPU always does)",
     )
-    add(
-        "--n_gpu",
-        type=integer(0, 1 << 20),
-        help="GPUs on all machines together; 0 for the CPU (default: what there is)",
-    )
+    add("--n_gpu", type=integer(0, 1 << 20), help="GPUs on all machines; 0 for the CPU (default: what there is)")
     add("--local_rank", "--local-rank", type=integer(-1, 1 << 20), default=-1, help="set by launchers")
     add("--num_workers", type=integer(0, 4 * n_cores()), help="processes that prepare batches (default: 4 with a GPU)")
     add(
@@ -254,11 +246,7 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("intervals, in steps").add_argument
-    add(
-        "--log_interval",
-        type=integer(1),
-        help="between log lines (default: 100 lines per run, or one every 500 steps)",
-    )
+    add("--log_interval", type=integer(1), help="between log lines (default: 100 a run, at least one every 500 steps)")
     add(
         "--eval_interval",
         type=integer(1),
@@ -268,7 +256,7 @@ def _add_interval_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint_interval",
         type=integer(1),
-        help="between checkpoints (default: 15 minutes); each epoch ends with one",
+        help="between checkpoints (default: 15 minutes; after each epoch too)",
     )
     add("--keep_checkpoints", type=integer(1, 1000), help="number of checkpoints to keep, the newest (%(default)s)")
 

@@ -54,13 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--drop_duplicates", action="store_true", help="keep only one of nearly identical documents (MinHash)")
     add("--against", type=path, nargs="+", default=[], help="leave out what shares words with these evaluation sets")
     add("--ngram", type=integer(2, 1000), default=NGRAM, help="words in a row that count as shared (%(default)s)")
-    add(
-        "--tokenizer_name",
-        "--bert_tokenizer",
-        type=path,
-        default="bert-base-uncased",
-        help="hub name or folder (%(default)s)",
-    )
+    add("--tokenizer_name", "--bert_tokenizer", type=path, default="bert-base-uncased", help="tokenizer (%(default)s)")
     add("--dump_file", type=path, default="data/binarized_text", help="beginning of the shards' names (%(default)s)")
     add("--target_length", type=integer(1, 1 << 20), default=100, help="words per sequence, at most (%(default)s)")
     add("--min_length", type=integer(1, 1 << 20), default=10, help="drop sequences with fewer words (%(default)s)")
