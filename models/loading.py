@@ -161,7 +161,8 @@ def save_model(model: PreTrainedModel, tokenizer, folder: Path) -> None:
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Writes a model without its tokenizer. Its configuration also has those names of its width and depth that servers
     look for, where it has others of its own, as DistilBERT does."""
-    model.save_pretrained(folder)
+    # Not under the names it was loaded from: bert-base-uncased's layer norms are still called gamma and beta there.
+    model.save_pretrained(folder, save_original_format=False)
     file = Path(folder) / "config.json"
     config = json.loads(file.read_text())
     aliases = {name: getattr(model.config, name) for name in ("hidden_size", "num_hidden_layers")}

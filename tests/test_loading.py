@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from safetensors.torch import load_file, save_file
+from small_models import SMALL
+from transformers import AutoModelForMaskedLM
 
 from models.families import family_of
-from models.loading import load_config
+from models.loading import load_config, load_language_model, save_weights
 from utils import InputError
 
 
@@ -30,3 +33,17 @@ def test_other_families_are_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=r"broken\.json"):
         load_config(tmp_path / "broken.json")
+
+
+def test_layer_norms_are_saved_under_their_names_of_today(tmp_path):
+    model = AutoModelForMaskedLM.from_config(SMALL["bert"])
+    save_weights(model, tmp_path / "new")
+    today = load_file(tmp_path / "new" / "model.safetensors")
+    (tmp_path / "old").mkdir()
+    model.config.save_pretrained(tmp_path / "old")
+    before = lambda name: name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+    old = {before(name): tensor for name, tensor in today.items()}  # as bert-base-uncased is on the hub
+    assert old.keys() != today.keys()
+    save_file(old, tmp_path / "old" / "model.safetensors", {"format": "pt"})
+    save_weights(load_language_model(str(tmp_path / "old"), "teacher", head_required=True), tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == today.keys()
