@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import benchmark_gpu
 import benchmark_kernels
-import benchmark_launches
 import pytest
 import torch
 from benchmark_gpu import kernels_of
-from benchmark_launches import TINY, Counter, Setup, as_on_a_gpu, class_of
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from workspace import run
 
+from scripts import benchmark_launches
+from scripts.benchmark_launches import TINY, Counter, Setup, as_on_a_gpu, class_of
 from training.distributed import World
 
 CPU = World(torch.device("cpu"))

@@ -194,7 +194,8 @@ def one_step(self):
 
 def run_all(script: str, right_flags, odd_files, monkeypatch, tmp_path) -> int:
     flags, finished, out = right_flags
-    module = importlib.import_module(script)
+    # By the name under which other scripts import it: a module with operators of PyTorch may not be there twice.
+    module = importlib.import_module(script if script == "train" else f"scripts.{script}")
     monkeypatch.setattr(distiller.Distiller, "train", one_step)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # would take most of the time
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)  # would last
