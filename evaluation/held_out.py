@@ -238,7 +238,7 @@ def _values(
     given = micro_batch.input_ids, micro_batch.attention_mask
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         hidden = [model.hidden(*given)[micro_batch.label_positions] for model in models]  # (n_labels, dim) each
-        rows = usual_chunk(device, student.model.config.vocab_size)
+        rows = usual_chunk(device, student.model.config.vocab_size, torch.float32)
         chunks = zip(micro_batch.labels.split(rows), *(states.split(rows) for states in hidden), strict=True)
         return torch.cat([_values_of_rows(models, labels, states) for labels, *states in chunks], 1)
 

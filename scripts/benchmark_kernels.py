@@ -112,19 +112,16 @@ def vocabulary(setup: Setup) -> Iterator[str]:
         return [f"{title}{chunk_rows:,}", f"{ms:.2f}", f"{gib:.1f}", *(f"{error:.1e}" for error in errors)]
 
     header = [f"vocabulary loss, {n:,} rows", "ms", "GiB", "error by rows", "error by matrix"]
-    usual = losses.usual_chunk(setup.device, size.voc_size)
     chunks = (n // 16, n // 4, n)
     if losses.gradient_kernel(setup.device):
         yield utils.markdown_table(header, [row("one kernel, chunks of ", rows) for rows in chunks])
     with changed(losses, gradient_kernel=lambda device: None):
-        yield utils.markdown_table(
-            header, [row("without it, chunks of " if rows == usual else "chunks of ", rows) for rows in chunks]
-        )
-        with changed(losses, chunk_gradient=torch.compile(chunk_gradient_of_copies, dynamic=True)):
+        yield utils.markdown_table(header, [row("without it, chunks of ", rows) for rows in chunks])
+        with changed(losses, strip_gradient=torch.compile(strip_gradient_of_copies, dynamic=True)):
             yield utils.markdown_table(header, [row("compiled, chunks of ", rows) for rows in chunks[1:]])
 
 
-def chunk_gradient_of_copies(s, t, scratch, *more, plain=losses.chunk_gradient):
+def strip_gradient_of_copies(s, t, scratch, *more, plain=losses.strip_gradient):
     """What compiles: PyTorch 2.13 fails on logits that are overwritten. Compiling does away with the copies."""
     return plain(s.clone(), t.clone(), [part.clone() for part in scratch], *more)
 

@@ -225,7 +225,12 @@ def as_on_a_gpu() -> Iterator[None]:
         mock.patch("torch.nn.utils.clip_grad_norm_", lambda *given: clip(*given, foreach=True)),
         changed(packing, one_by_one=packing.flash),
         changed(relation_loss, MAP_ENTRIES={"cpu": relation_loss.MAP_ENTRIES["cuda"]}),
-        changed(losses, CHUNK_ROWS={"cpu": losses.CHUNK_ROWS["cuda"]}, gradient_kernel=lambda device: fused_gradient),
+        changed(
+            losses,
+            CHUNK_BYTES={"cpu": losses.CHUNK_BYTES["cuda"]},
+            STRIP_LOGITS={"cpu": losses.STRIP_LOGITS["cuda"]},
+            gradient_kernel=lambda device: fused_gradient,
+        ),
     ):
         yield
 
@@ -262,9 +267,9 @@ def _(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return s.new_empty(3, len(s), dtype=torch.float32)
 
 
-def fused_gradient(s, t, scratch, labels, weights, *_) -> tuple[torch.Tensor, torch.Tensor]:
+def fused_gradient(s, t, strips, labels, weights, *_) -> tuple[torch.Tensor, torch.Tensor]:
     """As `training.vocabulary_kernel.fused_gradient`, without values."""
-    return s, vocabulary_softmax(s, t).double().sum(1)[: len(weights)]
+    return vocabulary_softmax(s, t).double().sum(1)[: len(weights)], s.sum(0, dtype=torch.float32)
 
 
 def count_step(setup: Setup, recipe: Recipe) -> tuple[Counter, Step]:

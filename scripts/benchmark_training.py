@@ -43,6 +43,7 @@ from training.recipe import Recipe
 from utils import integer
 
 MASK, PAD, FIRST_WORD = 103, 0, 1000  # ids of BERT's vocabulary
+UNLIMITED = {"cpu": 1 << 40, "cuda": 1 << 40}
 VOC_SIZE = 30522
 
 
@@ -264,11 +265,9 @@ def run_case(case: Case, args: argparse.Namespace, world: World, dtype: torch.dt
         variants += [
             Variant("ours, a batch at a time", ours, lambda: micro_batches(0), {}),
             Variant("ours, vocabulary not padded to 16", ours, micro_batches, {"ALIGNMENT": 1}),
+            Variant("ours, loss of a whole chunk at once", ours, micro_batches, {"STRIP_LOGITS": UNLIMITED}),
             Variant(
-                "ours, logits in one chunk",
-                ours,
-                micro_batches,
-                {"CHUNK_ROWS": dict.fromkeys(("cpu", "cuda"), 1 << 20), "CHUNK_LOGITS": 1 << 40},
+                "ours, logits in one chunk", ours, micro_batches, {"STRIP_LOGITS": UNLIMITED, "CHUNK_BYTES": UNLIMITED}
             ),
         ]
     if args.relations:

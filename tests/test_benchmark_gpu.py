@@ -54,7 +54,7 @@ def test_every_part_works(tmp_path, capsys, monkeypatch):
             1000 * float(tokens.replace(",", "")) / float(ms), rel=0.01
         )
     assert rows["as typed, compiled"][-2:] == ["0", "0"]  # graphs
-    for chunks in ("chunks of 16", "compiled, chunks of 256"):
+    for chunks in ("without it, chunks of 16", "compiled, chunks of 256"):
         assert all(float(error) < 0.01 for error in rows[chunks][-2:])
     assert rows["embeddings.word_embeddings"][0] == rows["embeddings.word_embeddings"][1]  # a CPU repeats itself
 

@@ -22,7 +22,7 @@ def test_the_training_benchmark_prints_both_ways_side_by_side(monkeypatch, capsy
     rows = [row for row in rows if "---" not in row[0]]
     names = [row[0].strip() for row in rows[1:]]
     assert names[:2] == ["straightforward", "ours"]
-    assert len(names) == 5
+    assert len(names) == 6
     for row in rows[1:]:
         assert all(float(cell.split()[0].strip("x").replace(",", "")) > 0 for cell in row[1:5])
 

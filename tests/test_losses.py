@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.losses import CHUNK_LOGITS, Projection, usual_chunk, vocabulary_loss
+from training.losses import Projection, usual_chunk, usual_strip, vocabulary_loss
 
 N, DIM, T_DIM = 70, 24, 32
 
@@ -154,7 +154,13 @@ def test_nothing_of_tokens_by_vocabulary_is_ever_alive():
 
 def test_a_gpu_takes_fewer_rows_of_a_large_vocabulary_at_once():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert usual_chunk(gpu, 30_528) == 4096
-    assert usual_chunk(gpu, 250_008) == CHUNK_LOGITS // 250_008 < 600
-    assert usual_chunk(cpu, 250_008) == usual_chunk(cpu, 30_528) == 256
-    assert usual_chunk(gpu, 1 << 30) == 1
+    for rows, bert, large in ((usual_chunk, 17_586, 2_147), (lambda *given: usual_strip(*given[:2]), 4_396, 536)):
+        assert rows(gpu, 30_528, torch.bfloat16) == bert
+        assert rows(gpu, 250_008, torch.bfloat16) == large
+        assert rows(gpu, 1 << 40, torch.bfloat16) == 1
+    assert [usual_chunk(cpu, 30_528, dtype) for dtype in (torch.float32, torch.bfloat16)] == [274, 549]
+
+
+def test_on_a_cpu_each_thread_has_a_strip_of_logits_that_fits_into_its_cache():
+    assert usual_strip(torch.device("cpu"), 30_528) == 8 * torch.get_num_threads()
+    assert usual_strip(torch.device("cpu"), 1 << 40) == torch.get_num_threads()

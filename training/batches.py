@@ -173,8 +173,9 @@ class Batches(Dataset):
 MAX_PADDING = 1 / 8  # of the positions of a micro-batch, beyond what a sequence alone is padded by
 # What a micro-batch costs beside its positions, in positions. A GPU waits some 17 ms for the thousand launches of one,
 # in which a BERT-base and its student could read 6,000 tokens. (An estimate for an H100 in bfloat16, from 2,700 tokens
-# in 25 ms by the account of scripts/benchmark_launches.py, and 15,580 tokens in 61 ms as measured.)
-MICRO_BATCH_PRICE = {"cuda": 6000}
+# in 25 ms by the account of scripts/benchmark_launches.py, and 15,580 tokens in 61 ms as measured.) On a CPU the
+# gradients of embeddings and projection take a fixed time, whatever the micro-batch; 64 and 256 were not faster.
+MICRO_BATCH_PRICE = {"cuda": 6000, "cpu": 128}
 
 
 class Padding(NamedTuple):

@@ -101,7 +101,7 @@ def largest_micro_batch(distiller) -> tuple[int, float, int]:
     """Returns: free memory (with weights and optimizer loaded), bytes a token, and how many tokens fit."""
     device = distiller.world.device
     longest = int(distiller.data.train_set.lengths.max())
-    few = math.ceil(usual_chunk(device, distiller.student.model.config.vocab_size) / longest)
+    few = math.ceil(usual_chunk(device, distiller.student.model.config.vocab_size, distiller.dtype) / longest)
     sizes = (few, 4 * few)  # sequences; from a whole chunk of logits on, memory grows by the token
     memory = []
     for n in sizes:

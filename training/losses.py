@@ -11,11 +11,11 @@ pass, since their gradient is known in closed form. With s and t the logits of s
 
 (T^2 from the factor, 1 / T from the inner derivative of s / T.) So the logits of a chunk are computed, give the loss
 and its gradient by s, from which those of the rows and of the projection follow by two matrix products, and are
-overwritten by the next chunk. `ce_gradient` and its like compute value and gradient together; on GPUs one kernel does
-(`training.vocabulary_kernel`).
+overwritten by the next chunk. `ce_gradient` and its like compute value and gradient together, from a strip of the chunk
+at a time; on GPUs one kernel does (`training.vocabulary_kernel`).
 
 The weights of the terms contain the division by what is in the whole step, so that micro-batches of unequal size count
-by their tokens. Everything computes in float32, or in float64 if given that.
+by their tokens. Apart from the products, everything computes in float32, or in float64 if given that.
 
 Dimensions: n rows, the first n_labels of them with a label; voc_size, and voc_padded, the next multiple of 16, for
 which matrix products are faster (the columns added have a bias of -inf: probability 0, exactly); dim.
@@ -35,9 +35,10 @@ from utils import logger, reason_of
 LABEL_TERMS = ("mlm", "clm")  # cross-entropy with the true tokens: the masked ones, or the next ones
 VOCABULARY_TERMS = ("ce", "mse", *LABEL_TERMS)
 ALIGNMENT = 16
-CHUNK_ROWS = {"cpu": 256, "cuda": 4096}  # on a CPU the logits should stay near the cores
-CHUNK_LOGITS = 1 << 27  # of a chunk, at most; what it is computed in then takes 2 GiB, even if the vocabulary is large
-FUSED_ROWS = 4  # times as many rows at a time for the kernel: two buffers in half precision instead of four in float32
+CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}  # of each model's logits at a time
+# Of a strip, in which the loss is computed, and of which there are four copies in float32. On a CPU, where it is for
+# each thread, they should fit into the cache.
+STRIP_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -196,9 +197,20 @@ class Projection(NamedTuple):
         return out.copy_(F.linear(rows, self.matrix, self.bias))
 
 
-def usual_chunk(device: torch.device, voc_size: int) -> int:
-    """Rows at a time."""
-    return min(CHUNK_ROWS.get(device.type, max(CHUNK_ROWS.values())), max(1, CHUNK_LOGITS // voc_size))
+def kind_of(device: torch.device) -> str:
+    """Of two: whatever is not a CPU is taken for a large GPU."""
+    return "cpu" if device.type == "cpu" else "cuda"
+
+
+def usual_chunk(device: torch.device, voc_size: int, dtype: torch.dtype) -> int:
+    """Rows of logits, in this dtype, at a time."""
+    return max(1, CHUNK_BYTES[kind_of(device)] // (voc_size * dtype.itemsize))
+
+
+def usual_strip(device: torch.device, voc_size: int) -> int:
+    """Rows that the loss is computed of at a time."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return threads * max(1, STRIP_LOGITS[kind_of(device)] // voc_size)
 
 
 def vocabulary_loss(
@@ -232,7 +244,7 @@ def vocabulary_loss(
     """
     fused = None if s_projection.matrix.dtype == torch.float64 else gradient_kernel(s_rows.device)
     if chunk_rows is None:
-        chunk_rows = usual_chunk(s_rows.device, len(s_projection.matrix)) * (FUSED_ROWS if fused else 1)
+        chunk_rows = usual_chunk(s_rows.device, len(s_projection.matrix), s_projection.matrix.dtype)
     return _VocabularyLoss.apply(
         s_rows, s_linear.weight, s_linear.bias, s_projection, t_rows, t_projection, labels, weights, temperature,
         chunk_rows, fused,
@@ -253,31 +265,37 @@ class _VocabularyLoss(torch.autograd.Function):
         scale = max(weights.values())
         relative = {term: weight / scale for term, weight in weights.items()}
         grad_rows = torch.empty_like(x)
-        grad_matrix = x.new_zeros(voc_padded, x.shape[1], dtype=full)
+        grad_matrix = None
         grad_bias = x.new_zeros(voc_padded, dtype=full)
         parts = x.new_zeros(len(weights), dtype=torch.float64)
         gradient_of = fused or chunk_gradient
         # Made once: getting fresh memory from the system for each chunk takes as long as the softmax itself.
-        n_buffers, of_buffers = (2, dtype) if fused else (4, full)
-        buffers = x.new_empty(n_buffers, min(chunk_rows, n), voc_padded, dtype=of_buffers)
+        buffers = x.new_empty(2, min(chunk_rows, n), voc_padded)
+        strip_rows = 0 if fused else min(usual_strip(x.device, voc_padded), chunk_rows, n)
+        strips = x.new_empty(4, strip_rows, voc_padded, dtype=full)
 
         for start in range(0, n, chunk_rows):
             chunk = slice(start, min(start + chunk_rows, n))
-            s, t, *scratch = buffers[:, : chunk.stop - start]  # (rows of the chunk, voc_padded)
+            s, t = buffers[:, : chunk.stop - start]  # (rows of the chunk, voc_padded)
             s_projection.logits(x[chunk], s)
             if t_projection is not None:
                 t_projection.logits(t_rows[chunk].to(dtype), t)
-            grad, chunk_parts = gradient_of(s, t, scratch, labels[chunk], relative, temperature, voc_size)
+            chunk_parts, of_bias = gradient_of(s, t, strips, labels[chunk], relative, temperature, voc_size)
             parts += chunk_parts
-            grad_bias += grad.sum(0, dtype=full)
-            grad = grad.to(dtype)
-            torch.mm(grad, s_projection.matrix, out=grad_rows[chunk])
-            if dtype == full:
-                grad_matrix.addmm_(grad.T, x[chunk])
+            grad_bias += of_bias
+            torch.mm(s, s_projection.matrix, out=grad_rows[chunk])
+            # Without the padding, since autograd adds the gradient of tied embeddings in place only to a whole tensor.
+            grad = s[:, :voc_size].T
+            if grad_matrix is None:
+                grad_matrix = torch.mm(grad, x[chunk]).to(full)
+            elif dtype == full:
+                grad_matrix.addmm_(grad, x[chunk])
             else:
-                grad_matrix += grad.T @ x[chunk]
+                grad_matrix += grad @ x[chunk]
 
-        ctx.save_for_backward(grad_rows, grad_matrix[:voc_size], grad_bias[:voc_size])
+        if grad_matrix is None:
+            grad_matrix = x.new_zeros(voc_size, x.shape[1], dtype=full)
+        ctx.save_for_backward(grad_rows, grad_matrix, grad_bias[:voc_size])
         ctx.scale, ctx.rows_dtype, ctx.has_bias = scale, s_rows.dtype, bias is not None
         parts *= scale
         ctx.mark_non_differentiable(parts)
@@ -301,7 +319,7 @@ def gradient_kernel(device: torch.device) -> Callable | None:
 
     try:
         s, t = torch.zeros(2, 1, ALIGNMENT, device=device)
-        fused_gradient(s, t, [], torch.zeros(1, dtype=torch.int64, device=device), {"ce": 1.0, "mlm": 1.0}, 2.0, 9)
+        fused_gradient(s, t, s, torch.zeros(1, dtype=torch.int64, device=device), {"ce": 1.0, "mlm": 1.0}, 2.0, 9)
     except Exception as error:  # whatever the compiler says, for instance that there is no C compiler
         logger.warning(
             "Triton can't build the kernel of the vocabulary loss (%s); slower operations replace it", reason_of(error)
@@ -313,19 +331,48 @@ def gradient_kernel(device: torch.device) -> Callable | None:
 def chunk_gradient(
     s: torch.Tensor,
     t: torch.Tensor,
+    strips: torch.Tensor,
+    labels: torch.Tensor,
+    weights: dict[str, float],
+    temperature: float,
+    voc_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes the gradient of the weighted loss by the student's logits over them, a strip at a time.
+
+    Args:
+        s, t: (n, voc_padded) logits.
+        strips: (4, rows of a strip, voc_padded) to work in, float32 or float64.
+        labels: (n_labels,) of the first rows.
+        weights: as of `vocabulary_loss`.
+
+    Returns: (number of weights,) float64, what each term adds to the loss; (voc_padded,) the sum of the gradient.
+    """
+    parts, of_bias = strips.new_zeros(len(weights), dtype=torch.float64), strips.new_zeros(s.shape[1])
+    for start in range(0, len(s), strips.shape[1]):
+        rows = slice(start, min(start + strips.shape[1], len(s)))
+        s_strip, t_strip, *scratch = strips[:, : rows.stop - start]
+        s_strip.copy_(s[rows])
+        t_strip.copy_(t[rows])
+        gradient, of_strip = strip_gradient(s_strip, t_strip, scratch, labels[rows], weights, temperature, voc_size)
+        parts += of_strip
+        of_bias += gradient.sum(0)
+        s[rows] = gradient
+    return parts, of_bias
+
+
+def strip_gradient(
+    s: torch.Tensor,
+    t: torch.Tensor,
     scratch: list[torch.Tensor],
     labels: torch.Tensor,
     weights: dict[str, float],
     temperature: float,
     voc_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of the weighted loss by the student's logits. Overwrites `s`, `t` and `scratch`.
+    """As `chunk_gradient`, of logits in float32 or float64. Overwrites `s`, `t` and `scratch`.
 
     Args:
-        s, t: (n, voc_padded) logits, float32 or float64.
-        scratch: two more tensors of that shape to work in.
-        labels: (n_labels,) of the first rows.
-        weights: as of `vocabulary_loss`.
+        scratch: two more tensors of the shape of `s` to work in.
 
     Returns: (n, voc_padded) gradient; (number of weights,) float64, what each term adds to the loss.
     """

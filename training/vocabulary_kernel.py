@@ -99,13 +99,13 @@ def _row_gradient(
 def fused_gradient(
     s: torch.Tensor,
     t: torch.Tensor,
-    scratch: list[torch.Tensor],
+    strips: torch.Tensor,
     labels: torch.Tensor,
     weights: dict[str, float],
     temperature: float,
     voc_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `losses.chunk_gradient`, without `scratch`. The logits may be in half precision; overwrites `s`."""
+    """As `losses.chunk_gradient`, but needs no strips to work in."""
     n, voc_padded = s.shape
     label_term = next((term for term in weights if term not in ("ce", "mse")), "")
     losses = s.new_zeros(3, n, dtype=torch.float32)  # of each row: ce, mse, labels
@@ -115,4 +115,4 @@ def fused_gradient(
         "ce" in weights, "mse" in weights, bool(label_term) and len(labels) > 0, COLUMNS, num_warps=8,
     )  # fmt: skip
     of_term = dict(zip(("ce", "mse", label_term), losses.double().sum(1), strict=True))
-    return s, torch.stack([of_term[term] for term in weights])
+    return torch.stack([of_term[term] for term in weights]), s.sum(0, dtype=torch.float32)
