@@ -267,7 +267,7 @@ def _(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return s.new_empty(3, len(s), dtype=torch.float32)
 
 
-def fused_gradient(s, t, strips, labels, weights, *_) -> tuple[torch.Tensor, torch.Tensor]:
+def fused_gradient(s, t, labels, weights, *_) -> tuple[torch.Tensor, torch.Tensor]:
     """As `training.vocabulary_kernel.fused_gradient`, without values."""
     return vocabulary_softmax(s, t).double().sum(1)[: len(weights)], s.sum(0, dtype=torch.float32)
 

@@ -36,8 +36,8 @@ LABEL_TERMS = ("mlm", "clm")  # cross-entropy with the true tokens: the masked o
 VOCABULARY_TERMS = ("ce", "mse", *LABEL_TERMS)
 ALIGNMENT = 16
 CHUNK_BYTES = {"cpu": 1 << 25, "cuda": 1 << 30}  # of each model's logits at a time
-# Of a strip, in which the loss is computed, and of which there are four copies in float32. On a CPU, where it is for
-# each thread, they should fit into the cache.
+# Of a strip, whose loss is computed at once, in four tensors in float32. On a CPU this is for each thread: its part of
+# them should fit into its cache.
 STRIP_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 
@@ -208,7 +208,7 @@ def usual_chunk(device: torch.device, voc_size: int, dtype: torch.dtype) -> int:
 
 
 def usual_strip(device: torch.device, voc_size: int) -> int:
-    """Rows that the loss is computed of at a time."""
+    """Rows whose loss is computed at a time."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     return threads * max(1, STRIP_LOGITS[kind_of(device)] // voc_size)
 
@@ -271,8 +271,6 @@ class _VocabularyLoss(torch.autograd.Function):
         gradient_of = fused or chunk_gradient
         # Made once: getting fresh memory from the system for each chunk takes as long as the softmax itself.
         buffers = x.new_empty(2, min(chunk_rows, n), voc_padded)
-        strip_rows = 0 if fused else min(usual_strip(x.device, voc_padded), chunk_rows, n)
-        strips = x.new_empty(4, strip_rows, voc_padded, dtype=full)
 
         for start in range(0, n, chunk_rows):
             chunk = slice(start, min(start + chunk_rows, n))
@@ -280,7 +278,7 @@ class _VocabularyLoss(torch.autograd.Function):
             s_projection.logits(x[chunk], s)
             if t_projection is not None:
                 t_projection.logits(t_rows[chunk].to(dtype), t)
-            chunk_parts, of_bias = gradient_of(s, t, strips, labels[chunk], relative, temperature, voc_size)
+            chunk_parts, of_bias = gradient_of(s, t, labels[chunk], relative, temperature, voc_size)
             parts += chunk_parts
             grad_bias += of_bias
             torch.mm(s, s_projection.matrix, out=grad_rows[chunk])
@@ -319,7 +317,7 @@ def gradient_kernel(device: torch.device) -> Callable | None:
 
     try:
         s, t = torch.zeros(2, 1, ALIGNMENT, device=device)
-        fused_gradient(s, t, s, torch.zeros(1, dtype=torch.int64, device=device), {"ce": 1.0, "mlm": 1.0}, 2.0, 9)
+        fused_gradient(s, t, torch.zeros(1, dtype=torch.int64, device=device), {"ce": 1.0, "mlm": 1.0}, 2.0, 9)
     except Exception as error:  # whatever the compiler says, for instance that there is no C compiler
         logger.warning(
             "Triton can't build the kernel of the vocabulary loss (%s); slower operations replace it", reason_of(error)
@@ -331,7 +329,6 @@ def gradient_kernel(device: torch.device) -> Callable | None:
 def chunk_gradient(
     s: torch.Tensor,
     t: torch.Tensor,
-    strips: torch.Tensor,
     labels: torch.Tensor,
     weights: dict[str, float],
     temperature: float,
@@ -341,15 +338,17 @@ def chunk_gradient(
 
     Args:
         s, t: (n, voc_padded) logits.
-        strips: (4, rows of a strip, voc_padded) to work in, float32 or float64.
         labels: (n_labels,) of the first rows.
         weights: as of `vocabulary_loss`.
 
     Returns: (number of weights,) float64, what each term adds to the loss; (voc_padded,) the sum of the gradient.
     """
-    parts, of_bias = strips.new_zeros(len(weights), dtype=torch.float64), strips.new_zeros(s.shape[1])
-    for start in range(0, len(s), strips.shape[1]):
-        rows = slice(start, min(start + strips.shape[1], len(s)))
+    n, voc_padded = s.shape
+    strip_rows = min(usual_strip(s.device, voc_padded), n)
+    strips = s.new_empty(4, strip_rows, voc_padded, dtype=torch.promote_types(s.dtype, torch.float32))
+    parts, of_bias = strips.new_zeros(len(weights), dtype=torch.float64), strips.new_zeros(voc_padded)
+    for start in range(0, n, strip_rows):
+        rows = slice(start, min(start + strip_rows, n))
         s_strip, t_strip, *scratch = strips[:, : rows.stop - start]
         s_strip.copy_(s[rows])
         t_strip.copy_(t[rows])
@@ -369,10 +368,12 @@ def strip_gradient(
     temperature: float,
     voc_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `chunk_gradient`, of logits in float32 or float64. Overwrites `s`, `t` and `scratch`.
+    """The gradient of the weighted loss by the student's logits, of a strip. Overwrites `s`, `t` and `scratch`.
 
     Args:
-        scratch: two more tensors of the shape of `s` to work in.
+        s, t: (n, voc_padded) logits, float32 or float64.
+        scratch: two more tensors of that shape to work in.
+        labels, weights, temperature, voc_size: as of `chunk_gradient`.
 
     Returns: (n, voc_padded) gradient; (number of weights,) float64, what each term adds to the loss.
     """

@@ -99,13 +99,12 @@ def _row_gradient(
 def fused_gradient(
     s: torch.Tensor,
     t: torch.Tensor,
-    strips: torch.Tensor,
     labels: torch.Tensor,
     weights: dict[str, float],
     temperature: float,
     voc_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `losses.chunk_gradient`, but needs no strips to work in."""
+    """As `losses.chunk_gradient`."""
     n, voc_padded = s.shape
     label_term = next((term for term in weights if term not in ("ce", "mse")), "")
     losses = s.new_zeros(3, n, dtype=torch.float32)  # of each row: ce, mse, labels
