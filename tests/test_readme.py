@@ -35,7 +35,7 @@ SMALLER = {  # sizes that would take minutes
     "--dump_path serialization_dir/my_first_distillation": "--n_epoch 1 --dump_path "
     "serialization_dir/my_first_distillation",
     "--dump_path serialization_dir/two_texts": "--n_epoch 1 --dump_path serialization_dir/two_texts",
-    "benchmark_training.py --rounds 3": "benchmark_training.py --rounds 1 --cases tiny",
+    "benchmark_training.py": "benchmark_training.py --cases tiny",
     "benchmark_scaling.py --processes 1 2": "benchmark_scaling.py --processes 1 --tiny",
     "benchmark_gpu.py": "benchmark_gpu.py --tiny --parts ceilings --output gpu.md",
     "--growth_megabytes 100 1000 --set_up_sequences 50000000": "--growth_megabytes 1 --open_sequences 3000 "
