@@ -21,7 +21,7 @@ ORDER = (
     "documents parallel text_reader",
     "dataset",
     "grouped_batch_sampler",
-    "models: as_bert trimming student flops loading memory language_model packing sentence_encoder families",
+    "models: as_bert trimming narrowing student flops loading memory language_model packing sentence_encoder families",
     "files: json_reader plain_pickle paths atomic",
     "utils",
 )
