@@ -26,6 +26,7 @@ RUNNABLE = [command for command in COMMANDS if command not in INSTALLING and not
 SMALLER = {  # sizes that would take minutes
     "--max_megabytes 6": "--max_megabytes 0.3 --num_workers 0",
     "--choose_layers": "--choose_layers --n_sequences 5",
+    "--dim 384": "--dim 16 --n_sequences 5",
     "--tasks CoLA STS-B RTE": "--tasks CoLA --seeds 1",
     "squad_w_distillation.py": "squad_w_distillation.py --max_seq_length 40 --doc_stride 8 --max_query_length 16",
     "demo.py --models bert-base-uncased": "demo.py --cdn --models",
