@@ -1,8 +1,8 @@
 """A narrower model: the channels, heads, and neurons of a wider one that matter most on some text, with their weights
 (structured pruning; Muralidharan et al., 2024, arXiv 2407.14679).
 
-A channel is an entry of the hidden states, the same in all layers. It matters as much as it is large behind the layer
-norms. A head, or a neuron of a feed-forward layer, matters as much as what it adds to the hidden states is large.
+A channel is an entry of the hidden states, the same in all layers. The larger its values are after the layer norms, the
+more it matters. A head, or a neuron of a feed-forward layer, matters the more, the more it adds to the hidden states.
 
 Dimensions: dim of the hidden states.
 """
@@ -22,9 +22,10 @@ from models.language_model import LanguageModel
 from models.student import BERT_LAYER
 from utils import InputError
 
-FAMILIES = ("distilbert", "bert", "roberta", "xlm-roberta", "camembert")  # those with BERT's layers
+NARROWABLE = ("distilbert", "bert", "roberta", "xlm-roberta", "camembert")  # those with BERT's layers
 CHANNELS, HEADS, NEURONS = "channels", "heads", "neurons"
-PRODUCTS = {  # of a layer, as DistilBERT calls them -> what their rows, their outputs, are; their columns
+# Product of a layer, by DistilBERT's name -> what the rows of its weights are (its outputs), and what the columns are.
+PRODUCTS = {
     "attention.q_lin": (HEADS, CHANNELS),
     "attention.k_lin": (HEADS, CHANNELS),
     "attention.v_lin": (HEADS, CHANNELS),
@@ -40,18 +41,22 @@ def narrow_config(config: PretrainedConfig, dim: int) -> PretrainedConfig:
 
     Raises: InputError if there is no such model.
     """
-    if config.model_type not in FAMILIES:
-        raise InputError(f"--dim: a {config.model_type} can't be made narrower; these can: {', '.join(FAMILIES)}.")
+    if config.model_type not in NARROWABLE:
+        raise InputError(f"--dim: a {config.model_type} can't be made narrower; these can: {', '.join(NARROWABLE)}.")
     of_head = config.hidden_size // config.num_attention_heads
     if dim >= config.hidden_size or dim % of_head:
         raise InputError(
             f"--dim {dim}: heads are {of_head} wide, so give a multiple of {of_head} below {config.hidden_size}."
         )
-    narrow = copy.deepcopy(config)
-    neurons = "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
+    narrow, neurons = copy.deepcopy(config), _neurons(config)
     setattr(narrow, neurons, getattr(config, neurons) * dim // config.hidden_size)
     narrow.hidden_size, narrow.num_attention_heads = dim, dim // of_head
     return narrow
+
+
+def _neurons(config: PretrainedConfig) -> str:
+    """What a configuration calls the width of the feed-forward layers."""
+    return "hidden_dim" if config.model_type == "distilbert" else "intermediate_size"
 
 
 def narrowed(model: PreTrainedModel, dim: int, text: Iterable) -> tuple[PretrainedConfig, dict[str, torch.Tensor]]:
@@ -71,8 +76,7 @@ def narrowed(model: PreTrainedModel, dim: int, text: Iterable) -> tuple[Pretrain
             places = torch.arange(heads.numel()).view(heads.shape)
             of_layer[part.layer, HEADS] = places[_largest(heads.sum(1), config.num_attention_heads)].flatten()
         elif part.columns == NEURONS:
-            n = part.module.in_features * dim // model.config.hidden_size
-            of_layer[part.layer, NEURONS] = _largest(importance[part.name], n)
+            of_layer[part.layer, NEURONS] = _largest(importance[part.name], getattr(config, _neurons(config)))
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     for part in parts:
         rows, columns = (
@@ -97,10 +101,8 @@ class Part(NamedTuple):
 
 def _parts(model: PreTrainedModel) -> Iterator[Part]:
     family = family_of(model.config)
-    in_layer, projection = (
-        re.compile(rf"({re.escape(family.layers)}\.\d+)\.(.+)"),
-        model.get_submodule(family.projection),
-    )
+    in_layer = re.compile(rf"({re.escape(family.layers)}\.\d+)\.(.+)")
+    projection = model.get_submodule(family.projection)
     for name, module in model.named_modules():
         layer, product = match.groups() if (match := in_layer.fullmatch(name)) else ("", "")
         if isinstance(module, nn.Embedding) or module is projection:

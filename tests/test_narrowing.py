@@ -11,7 +11,7 @@ from workspace import load_tokenizer, run, train
 
 from models.families import family_of
 from models.loading import auto_class, load_config
-from models.narrowing import FAMILIES, narrow_config, narrowed
+from models.narrowing import NARROWABLE, narrow_config, narrowed
 from models.student import BERT_LAYER, build_student
 from training.metrics_files import read_metrics
 from utils import InputError
@@ -49,7 +49,7 @@ def quieten_all_but(places: list[int], weight: torch.Tensor) -> None:
     weight.data[..., others] *= 1e-3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NARROWABLE)
 def test_what_matters_stays_with_its_weights(name):
     torch.manual_seed(0)
     model = auto_class(SMALL[name]).from_config(SMALL[name])
